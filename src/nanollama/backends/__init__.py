@@ -1,0 +1,1 @@
+"""Where tensors are computed: implementations of the ops protocol."""

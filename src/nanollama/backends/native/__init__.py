@@ -1,0 +1,1 @@
+"""The CPU backend: C++ kernels behind a C ABI, bound with ctypes."""

@@ -1,0 +1,261 @@
+// Attention over the paged cache: grouped heads and neighbouring queries share one pass over keys and values.
+//
+// Both products are the same small kernel: M rows of scalars times a panel of 16 lanes. In q.k the lanes are 16 tokens and the
+// kernel runs over dims; in p.v the lanes are 16 dims and it runs over tokens. No horizontal sums, no transposes.
+//
+// The cache is taken in spans of 256 tokens, counted from token 0. Within a span the softmax is exact (all scores first);
+// spans are merged in order with the usual rescaling. A row goes through the same operations whether it is decoded alone, with
+// its spans spread over threads and merged later, or in the middle of a prefill tile: the result is the same to the bit.
+#pragma once
+#include "elementwise.h"
+#include "kernels.h"
+
+namespace nl {
+namespace NL_VARIANT {
+
+constexpr int64_t kSpan = 256;
+constexpr int64_t kLanes = 16;
+constexpr int64_t kItemRows = 16;
+constexpr int64_t kMaxGroup = 128;  // query heads per key-value head
+
+inline void store_kv(const NlCache* cache, const float* key, const float* value, int64_t stride, const int64_t* slots,
+                     int64_t begin, int64_t end) {
+    const int64_t dim = cache->head_dim, block_size = cache->block_size;
+    const F8 largest = all(65504.0f);  // a key beyond float16 is cut to its largest number: infinity would turn into NaN later
+    for (int64_t row = begin; row < end; ++row) {
+        if (slots[row] < 0) continue;
+        const int64_t block = slots[row] / block_size, token = slots[row] % block_size;
+        for (int64_t head = 0; head < cache->kv_heads; ++head) {
+            const int64_t page = (block * cache->kv_heads + head) * block_size * dim;
+            const float *k = key + row * stride + head * dim, *v = value + row * stride + head * dim;
+            uint16_t* keys = cache->keys + page + token / kLanes * kLanes * dim + token % kLanes;
+            uint16_t* values = cache->values + page + token * kLanes;
+            for (int64_t d = 0; d < dim; d += 8) {
+                uint16_t halves[8];
+                to_half(halves, min(max(load(k + d), -largest), largest));
+                for (int64_t i = 0; i < 8; ++i) keys[(d + i) * kLanes] = halves[i];
+                to_half(values + d / kLanes * block_size * kLanes + d % kLanes, min(max(load(v + d), -largest), largest));
+            }
+        }
+    }
+}
+
+// acc[m] += sum over i < n of x[m][i] * panel[i]. `ahead` is where the next panel lies, fetched meanwhile.
+template <int M>
+NL_INLINE void add_panel(const uint16_t* panel, int64_t n, const float* const (&x)[M], F8 (&acc)[M][2]) {
+    for (int64_t i = 0; i < n; ++i) {
+        const F8 first = from_half(panel + i * kLanes), second = from_half(panel + i * kLanes + 8);
+        for (int m = 0; m < M; ++m) {
+            const F8 scalar = all(x[m][i]);
+            acc[m][0] = fma(first, scalar, acc[m][0]);
+            acc[m][1] = fma(second, scalar, acc[m][1]);
+        }
+    }
+}
+
+// One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0: nothing seen yet.
+struct RowState {
+    float* acc;  // [head_dim]
+    float maximum, total;
+};
+
+// What a merge multiplies either side with.
+struct Rescale {
+    float before, now;
+};
+
+NL_INLINE Rescale merge(RowState& state, float maximum, float total) {
+    if (state.total == 0) {
+        state.maximum = maximum;
+        state.total = total;
+        return {0, 1};
+    }
+    const float larger = state.maximum > maximum ? state.maximum : maximum;
+    const Rescale rescale = {exp(all(state.maximum - larger))[0], exp(all(maximum - larger))[0]};
+    state.maximum = larger;
+    state.total = state.total * rescale.before + total * rescale.now;
+    return rescale;
+}
+
+NL_INLINE F8 merged(F8 before, F8 now, const Rescale& rescale) {
+    return rescale.before == 0 ? now * all(rescale.now) : fma(before, all(rescale.before), now * all(rescale.now));
+}
+
+// M rows (a query and a head each) against one span.
+template <int M>
+struct SpanTile {
+    const float* query[M];
+    RowState* state[M];
+    int64_t low[M], high[M];  // visible tokens, clipped to the span
+
+    void run(const NlAttention& job, const int32_t* table, int64_t kv_head) {
+        int64_t from = low[0], to = high[0];
+        for (int m = 1; m < M; ++m) {
+            from = low[m] < from ? low[m] : from;
+            to = high[m] > to ? high[m] : to;
+        }
+        from = from / kLanes * kLanes;
+        if (from >= to) return;
+        alignas(32) float scores[M][kSpan];
+        float maximum[M], total[M];
+        score(job, table, kv_head, from, to, scores, maximum);
+        for (int m = 0; m < M; ++m) total[m] = weigh(scores[m], maximum[m], to - from);
+        Rescale rescale[M];
+        for (int m = 0; m < M; ++m)
+            rescale[m] = low[m] < high[m] ? merge(*state[m], maximum[m], total[m]) : Rescale{1, 0};
+        add_values(job, table, kv_head, from, to, scores, rescale);
+    }
+
+    // scores[m][t - from] for the panels of 16 tokens that [from, to) touches; -inf where a row does not see the token.
+    NL_INLINE void score_panel(const NlAttention& job, const uint16_t* panel, int64_t token, const float* const (&rows)[M],
+                               const int64_t (&low)[M], const int64_t (&high)[M], F8 (&acc)[M][2]) {
+        for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = all(0);
+        add_panel<M>(panel, job.cache.head_dim, rows, acc);
+        const I8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        for (int m = 0; m < M; ++m) {
+            for (int h = 0; h < 2; ++h) {
+                F8 s = acc[m][h] * all(job.scale);
+                if (job.softcap != 0) s = all(job.softcap) * tanh(s / all(job.softcap));
+                const I8 t = lane + all_int(int32_t(token + 8 * h));
+                const I8 seen = (t >= all_int(int32_t(low[m]))) & (t < all_int(int32_t(high[m])));
+                acc[m][h] = seen ? s : all(-INFINITY);
+            }
+        }
+    }
+
+    void score(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,
+               float (&scores)[M][kSpan], float (&maximum)[M]) {
+        const NlCache& cache = job.cache;
+        F8 top[M];
+        for (int m = 0; m < M; ++m) top[m] = all(-INFINITY);
+        for (int64_t token = from; token < to; token += kLanes) {
+            const int64_t page = (table[token / cache.block_size] * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
+            const int64_t at = page + token % cache.block_size * cache.head_dim;
+            // The values of these tokens are needed next; keys and values of a page have the same size.
+            for (int64_t i = 0; i < cache.head_dim * kLanes; i += 32) {
+                __builtin_prefetch(cache.values + at + i, 0, 2);
+                __builtin_prefetch(cache.keys + at + cache.head_dim * kLanes + i, 0, 3);
+            }
+            F8 acc[M][2];
+            score_panel(job, cache.keys + at, token, query, low, high, acc);
+            for (int m = 0; m < M; ++m) {
+                store(scores[m] + token - from, acc[m][0]);
+                store(scores[m] + token - from + 8, acc[m][1]);
+                top[m] = max(top[m], max(acc[m][0], acc[m][1]));
+            }
+        }
+        for (int m = 0; m < M; ++m) maximum[m] = max_lanes(top[m]);
+    }
+
+    // Scores to e^(score - maximum), in place; returns their sum.
+    static float weigh(float* scores, float maximum, int64_t count) {
+        F8 sum = all(0);
+        for (int64_t i = 0; i < count; i += 8) {
+            const F8 p = exp(load(scores + i) - all(maximum));
+            store(scores + i, p);
+            sum += p;
+        }
+        return sum_lanes(sum);
+    }
+
+    void add_values(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,
+                    const float (&scores)[M][kSpan], const Rescale (&rescale)[M]) {
+        const NlCache& cache = job.cache;
+        for (int64_t d = 0; d < cache.head_dim; d += kLanes) {
+            F8 acc[M][2];
+            for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = all(0);
+            for (int64_t token = from; token < to;) {
+                const int64_t offset = token % cache.block_size, left = cache.block_size - offset;
+                const int64_t count = to - token < left ? to - token : left;
+                const int64_t page = (table[token / cache.block_size] * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
+                const float* weights[M];
+                for (int m = 0; m < M; ++m) weights[m] = scores[m] + token - from;
+                add_panel<M>(cache.values + page + d * cache.block_size + offset * kLanes, count, weights, acc);
+                token += count;
+            }
+            for (int m = 0; m < M; ++m) {
+                if (rescale[m].now == 0 && rescale[m].before == 1) continue;
+                for (int h = 0; h < 2; ++h) {
+                    float* to_acc = state[m]->acc + d + 8 * h;
+                    store(to_acc, merged(load(to_acc), acc[m][h], rescale[m]));
+                }
+            }
+        }
+    }
+};
+
+struct ItemRows {
+    const NlAttention& job;
+    const NlAttentionItem& item;
+    int64_t kv_head, group;
+    RowState* states;
+
+    template <int M>
+    void run(int64_t first, int64_t span) const {
+        SpanTile<M> tile;
+        const int64_t begin = span * kSpan, end = begin + kSpan;
+        for (int m = 0; m < M; ++m) {
+            const int64_t row = (first + m) / group, head = kv_head * group + (first + m) % group;
+            const int64_t position = item.position + row;
+            const int64_t oldest = job.window > 0 && position >= job.window ? position - job.window + 1 : 0;
+            tile.query[m] = job.query + (item.row + row) * job.query_stride + head * job.cache.head_dim;
+            tile.state[m] = states + first + m;
+            tile.high[m] = position + 1 < end ? position + 1 : end;
+            tile.low[m] = oldest > begin ? oldest : begin;
+        }
+        tile.run(job, job.block_tables + item.sequence * job.block_table_stride, kv_head);
+    }
+};
+
+inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t kv_head) {
+    const int64_t dim = job.cache.head_dim, group = job.heads / job.cache.kv_heads, count = item.rows * group;
+    RowState states[kItemRows * kMaxGroup];
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t head = kv_head * group + i % group;
+        float* acc = item.slot >= 0 ? job.partials + (item.slot * job.heads + head) * (dim + 2)
+                                    : job.out + (item.row + i / group) * job.out_stride + head * dim;
+        states[i] = {acc, -INFINITY, 0};
+        for (int64_t d = 0; d < dim; d += 8) store(acc + d, all(0));
+    }
+    const ItemRows rows = {job, item, kv_head, group, states};
+    for (int64_t span = item.span_begin; span < item.span_end; ++span) {
+        int64_t i = 0;
+        for (; i + 4 <= count; i += 4) rows.run<4>(i, span);
+        if (count - i == 3) rows.run<3>(i, span);
+        if (count - i == 2) rows.run<2>(i, span);
+        if (count - i == 1) rows.run<1>(i, span);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        float* acc = states[i].acc;
+        if (item.slot >= 0) {
+            acc[dim] = states[i].maximum;
+            acc[dim + 1] = states[i].total;
+        } else if (states[i].total != 0) {
+            for (int64_t d = 0; d < dim; d += 8) store(acc + d, load(acc + d) / all(states[i].total));
+        }
+    }
+}
+
+inline void attention(const NlAttention* job, const NlAttentionItem* items, int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit)
+        attend(*job, items[unit / job->cache.kv_heads], unit % job->cache.kv_heads);
+}
+
+inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merges, int64_t begin, int64_t end) {
+    const int64_t dim = job->cache.head_dim;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const NlAttentionMerge& row = merges[unit / job->heads];
+        const int64_t head = unit % job->heads;
+        RowState state = {job->out + row.row * job->out_stride + head * dim, -INFINITY, 0};
+        for (int64_t slot = row.slot; slot < row.slot + row.slots; ++slot) {
+            const float* part = job->partials + (slot * job->heads + head) * (dim + 2);
+            if (part[dim + 1] == 0) continue;
+            const Rescale rescale = merge(state, part[dim], part[dim + 1]);
+            for (int64_t d = 0; d < dim; d += 8) store(state.acc + d, merged(load(state.acc + d), load(part + d), rescale));
+        }
+        for (int64_t d = 0; d < dim; d += 8) store(state.acc + d, load(state.acc + d) / all(state.total));
+    }
+}
+
+}  // namespace NL_VARIANT
+}  // namespace nl

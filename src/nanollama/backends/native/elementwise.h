@@ -1,0 +1,185 @@
+// What happens between the matmuls: quantization of activations, norms, rotation, gated activations.
+#pragma once
+#include <math.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace nl {
+namespace NL_VARIANT {
+
+// ---- exp -------------------------------------------------------------------------------------------------------------
+
+// e^x within 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, the polynomial of Cephes' expf for e^r, and n added
+// to the exponent. Results below the smallest normal number are 0, so that e^-inf is exactly 0; NaN stays NaN.
+NL_INLINE F8 exp(F8 x) {
+    const F8 clamped = min(max(x, all(-87.5f)), all(88.8f));
+    const I8 n = round_to_int(clamped * all(1.44269504f));
+    const F8 whole = to_float(n);
+    // ln 2 in two parts, the first short enough that its product with n is exact without an fma.
+    F8 r = fma(whole, all(-0.693359375f), clamped);
+    r = fma(whole, all(2.12194440e-4f), r);
+    F8 p = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+    p = fma(p, r, all(8.3334519073e-3f));
+    p = fma(p, r, all(4.1665795894e-2f));
+    p = fma(p, r, all(1.6666665459e-1f));
+    p = fma(p, r, all(5.0000001201e-1f));
+    p = fma(p, r * r, r + all(1));
+    const F8 scaled = (F8)((I8)p + (n << 23));
+    const F8 low = x < all(-87.33654f) ? all(0) : scaled;
+    const F8 high = x > all(88.72283f) ? all(INFINITY) : low;
+    return x == x ? high : x;
+}
+
+// tanh through e^2x. The absolute error is below 1.2e-7; near 0 the relative error grows, which suits scores and gates.
+NL_INLINE F8 tanh(F8 x) { return all(1) - all(2) / (exp(x + x) + all(1)); }
+
+NL_INLINE F8 silu(F8 x) { return x / (all(1) + exp(-x)); }
+
+// 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+NL_INLINE F8 gelu_tanh(F8 x) {
+    const F8 u2 = all(1.5957691216f) * x * fma(all(0.044715f) * x, x, all(1));
+    return x / (all(1) + exp(-u2));
+}
+
+// ---- quantization ----------------------------------------------------------------------------------------------------
+
+// 32 floats to int8 within -127..127 with one scale. The largest magnitude is taken on the bits, where infinity and NaN are the
+// largest: they end up in the scale, so that a broken activation shows instead of vanishing.
+NL_INLINE void quantize_block(const F8 (&x)[4], int8_t* quants, float* meta) {
+    const I8 magnitude = all_int(0x7fffffff);
+    const I8 largest = max(max((I8)x[0] & magnitude, (I8)x[1] & magnitude), max((I8)x[2] & magnitude, (I8)x[3] & magnitude));
+    const int32_t largest_bits = max_lanes(largest);
+    float amax;
+    memcpy(&amax, &largest_bits, 4);
+    // Below 1e-30 the inverse could overflow, and nothing that small survives the sums: it counts as zero.
+    const bool usable = amax >= 1e-30f && amax < INFINITY;
+    const F8 inverse = all(usable ? 127.0f / amax : 0.0f);
+    const float scale = amax >= 1e-30f || amax != amax ? amax / 127.0f : 0.0f;
+    I8 q[4];
+    for (int i = 0; i < 4; ++i) q[i] = usable ? round_to_int(x[i] * inverse) : all_int(0);
+    pack_bytes(quants, q[0], q[1], q[2], q[3]);
+    const int32_t low = sum_lanes(q[0] + q[1]), high = sum_lanes(q[2] + q[3]);
+    meta[0] = scale;
+    meta[1] = scale * float(low + high);
+    meta[2] = scale * float(low);
+    meta[3] = scale * float(high);
+}
+
+NL_INLINE void quantize_at(const NlActivations& to, int64_t row, int64_t block, const F8 (&x)[4]) {
+    quantize_block(x, to.quants + row * to.cols + block * 32, to.meta + (row * (to.cols / 32) + block) * 4);
+}
+
+NL_INLINE void load_block(const float* p, F8 (&x)[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = load(p + 8 * i);
+}
+NL_INLINE void store_block(float* p, const F8 (&x)[4]) {
+    for (int i = 0; i < 4; ++i) store(p + 8 * i, x[i]);
+}
+
+inline void quantize(const NlActivations* x, int64_t begin, int64_t end) {
+    const int64_t blocks = x->cols / 32;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / blocks, block = unit % blocks;
+        F8 v[4];
+        load_block(x->values + row * x->stride + block * 32, v);
+        quantize_at(*x, row, block, v);
+    }
+}
+
+// ---- norm ------------------------------------------------------------------------------------------------------------
+
+// Sum of squares of x (+ add, stored back to x), in four vectors of partial sums.
+NL_INLINE float sum_squares(float* x, const float* add, int64_t cols) {
+    F8 sums[4] = {all(0), all(0), all(0), all(0)};
+    int64_t k = 0;
+    for (; k + 32 <= cols; k += 32) {
+        for (int i = 0; i < 4; ++i) {
+            F8 v = load(x + k + 8 * i);
+            if (add) store(x + k + 8 * i, v += load(add + k + 8 * i));
+            sums[i] = fma(v, v, sums[i]);
+        }
+    }
+    float rest = 0;
+    for (; k < cols; ++k) {
+        if (add) x[k] += add[k];
+        rest += x[k] * x[k];
+    }
+    return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride, const float* weight,
+                     float eps, float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        float* from = x + row * stride;
+        const float squares = sum_squares(from, add ? add + row * add_stride : nullptr, cols);
+        const float factor = 1.0f / sqrtf(squares / float(cols) + eps);
+        float* to = out ? out + row * out_stride : nullptr;
+        int64_t k = 0;
+        for (; k + 32 <= cols; k += 32) {
+            F8 v[4];
+            load_block(from + k, v);
+            for (int i = 0; i < 4; ++i) {
+                v[i] *= all(factor);
+                if (weight) v[i] *= load(weight + k + 8 * i);
+            }
+            if (to) store_block(to + k, v);
+            if (quantized) quantize_at(*quantized, row, k / 32, v);
+        }
+        for (; to && k < cols; ++k) to[k] = from[k] * factor * (weight ? weight[k] : 1.0f);
+    }
+}
+
+// ---- rotation --------------------------------------------------------------------------------------------------------
+
+inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim, const int32_t* positions,
+                 const float* cos, const float* sin, int64_t begin, int64_t end) {
+    const int64_t half = rope_dim / 2;
+    for (int64_t row = begin; row < end; ++row) {
+        const float *c = cos + positions[row] * half, *s = sin + positions[row] * half;
+        for (int64_t head = 0; head < heads; ++head) {
+            float *a = x + row * stride + head * head_dim, *b = a + half;
+            int64_t i = 0;
+            for (; i + 8 <= half; i += 8) {
+                const F8 u = load(a + i), v = load(b + i), cs = load(c + i), sn = load(s + i);
+                store(a + i, fma(u, cs, -(v * sn)));
+                store(b + i, fma(v, cs, u * sn));
+            }
+            for (; i < half; ++i) {
+                const float u = a[i], v = b[i];
+                a[i] = u * c[i] - v * s[i];
+                b[i] = v * c[i] + u * s[i];
+            }
+        }
+    }
+}
+
+// ---- gated activation ------------------------------------------------------------------------------------------------
+
+template <class Function>
+NL_INLINE void activate_with(Function f, const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
+                             int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+    const int64_t blocks = cols / 32;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / blocks, block = unit % blocks, at = row * stride + block * 32;
+        F8 v[4];
+        load_block(gate + at, v);
+        for (int i = 0; i < 4; ++i) {
+            v[i] = f(v[i]);
+            if (up) v[i] *= load(up + at + 8 * i);
+        }
+        if (out) store_block(out + row * out_stride + block * 32, v);
+        if (quantized) quantize_at(*quantized, row, block, v);
+    }
+}
+
+inline void activate(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
+                     int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+    if (activation == NL_GELU_TANH)
+        activate_with([](F8 x) __attribute__((always_inline)) { return gelu_tanh(x); }, gate, up, stride, cols, out, out_stride, quantized, begin, end);
+    else
+        activate_with([](F8 x) __attribute__((always_inline)) { return silu(x); }, gate, up, stride, cols, out, out_stride, quantized, begin, end);
+}
+
+}  // namespace NL_VARIANT
+}  // namespace nl

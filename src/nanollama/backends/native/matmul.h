@@ -1,0 +1,366 @@
+// Products of R8 weights with one to many activation rows: one tile template for decode, batches and prefill.
+//
+// A tile is G groups of weights (8 output rows each) by M activation rows. For each block of 32 inputs it unpacks the weights
+// once, sums 32 integer products in each of the G x M x 8 lanes, and adds them, scaled, to float accumulators. Every lane
+// sees the same operations in the same order whatever G and M are, so a row's result does not depend on its batch.
+#pragma once
+#include "layout.h"
+
+namespace nl {
+namespace NL_VARIANT {
+
+// One group's planes, advanced to the block at hand.
+struct Group {
+    const uint8_t *quants, *high, *scales, *super;
+};
+
+// ---- how quants unpack: step j (0..3) of a block to its `lo` and `hi` vectors ---------------------------------------
+
+struct Bits4 {
+    static constexpr int max_weight = 15, quants = 128, high = 0;
+    static constexpr bool is_signed = false;
+    NL_INLINE void unpack(const uint8_t* q, const uint8_t*, int j, B32& lo, B32& hi) {
+        const B32 v = load_bytes(q + 32 * j);
+        lo = v & all_bytes(15);
+        hi = (B32)((U16)v >> 4) & all_bytes(15);
+    }
+};
+
+struct Bits5 {
+    static constexpr int max_weight = 31, quants = 128, high = 32;
+    static constexpr bool is_signed = false;
+    NL_INLINE void unpack(const uint8_t* q, const uint8_t* h, int j, B32& lo, B32& hi) {
+        Bits4::unpack(q, h, j, lo, hi);
+        const U16 bits = (U16)load_bytes(h);
+        lo |= (B32)(bits << (4 - j)) & all_bytes(16);
+        hi |= (B32)(bits >> j) & all_bytes(16);
+    }
+};
+
+struct Bits6 {
+    static constexpr int max_weight = 63, quants = 128, high = 64;
+    static constexpr bool is_signed = false;
+    NL_INLINE void unpack(const uint8_t* q, const uint8_t* h, int j, B32& lo, B32& hi) {
+        Bits4::unpack(q, h, j, lo, hi);
+        const U16 bits = (U16)load_bytes(h + 32 * (j / 2));
+        lo |= (B32)(j % 2 ? bits : bits << 4) & all_bytes(48);
+        hi |= (B32)(j % 2 ? bits >> 2 : bits << 2) & all_bytes(48);
+    }
+};
+
+struct Bits8 {
+    static constexpr int max_weight = 128, quants = 256, high = 0;
+    static constexpr bool is_signed = true;
+    NL_INLINE void unpack(const uint8_t* q, const uint8_t*, int j, B32& lo, B32& hi) {
+        lo = load_bytes(q + 64 * j);
+        hi = load_bytes(q + 64 * j + 32);
+    }
+};
+
+template <const int8_t* table>
+struct Codebook {
+    static constexpr int max_weight = 127, quants = 128, high = 0;
+    static constexpr bool is_signed = true;
+    NL_INLINE void unpack(const uint8_t* q, const uint8_t* h, int j, B32& lo, B32& hi) {
+        Bits4::unpack(q, h, j, lo, hi);
+        lo = lookup(table, lo);
+        hi = lookup(table, hi);
+    }
+};
+
+// ---- how scales read: weight = d * quant + m, for eight rows ---------------------------------------------------------
+
+template <int offset>
+struct ScaleHalf {  // m follows from the offset of the quants
+    static constexpr int bytes = 16, super_bytes = 0;
+    static constexpr bool has_min = offset != 0, halves = false;
+    NL_INLINE void read(const Group& g, F8& d, F8& m) {
+        d = from_half(g.scales);
+        m = d * all(-offset);
+    }
+};
+
+struct ScaleHalfMin {
+    static constexpr int bytes = 32, super_bytes = 0;
+    static constexpr bool has_min = true, halves = false;
+    NL_INLINE void read(const Group& g, F8& d, F8& m) {
+        d = from_half(g.scales);
+        m = from_half(g.scales + 16);
+    }
+};
+
+struct ScaleSuper {  // Q4_K, Q5_K: 6-bit scale and minimum of the block, times float16 of the super-block
+    static constexpr int bytes = 16, super_bytes = 32;
+    static constexpr bool has_min = true, halves = false;
+    NL_INLINE void read(const Group& g, F8& d, F8& m) {
+        d = from_half(g.super) * to_float(ints_from_bytes(g.scales));
+        m = -(from_half(g.super + 16) * to_float(ints_from_bytes(g.scales + 8)));
+    }
+};
+
+struct ScaleSuperHalves {  // Q6_K: a signed scale per 16 inputs; see dot_halves and add_block
+    static constexpr int bytes = 16, super_bytes = 16;
+    static constexpr bool has_min = false, halves = true;
+    NL_INLINE void read(const Group& g, F8& d, F8& m) {
+        d = from_half(g.super);
+        m = d * all(-32);
+    }
+};
+
+struct ScaleExponent {  // 2^(e - 128), the two smallest subnormal: the larger of both integer readings is right
+    static constexpr int bytes = 8, super_bytes = 0;
+    static constexpr bool has_min = false, halves = false;
+    NL_INLINE void read(const Group& g, F8& d, F8& m) {
+        const I8 e = ints_from_bytes(g.scales);
+        const I8 normal = (e - 1) << 23, subnormal = e > 0 ? all_int(0x00400000) : all_int(0x00200000);
+        d = (F8)max(normal, subnormal);
+        m = all(0);
+    }
+};
+
+// ---- integer sums of one block ---------------------------------------------------------------------------------------
+
+template <class Q, int G, int M>
+NL_INLINE void dot_block(const Group (&group)[G], const int8_t* const (&a)[M], I8 (&sum)[G][M]) {
+    constexpr int room = narrow_room(Q::max_weight) / 2;  // steps (two dots each) before the narrow sums are full
+    Narrow part[G][M];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        B32 lo[G], hi[G];
+        for (int g = 0; g < G; ++g) Q::unpack(group[g].quants, group[g].high, j, lo[g], hi[g]);
+        for (int m = 0; m < M; ++m) {
+            const B32 a_lo = all_fours(a[m] + 4 * j), a_hi = all_fours(a[m] + 16 + 4 * j);
+            for (int g = 0; g < G; ++g) {
+                if constexpr (Q::is_signed) {
+                    const I8 before = j == 0 ? all_int(0) : sum[g][m];
+                    sum[g][m] = dot_signed(dot_signed(before, lo[g], a_lo), hi[g], a_hi);
+                } else {
+                    part[g][m] = j % room == 0 ? dot(lo[g], a_lo) : dot(part[g][m], lo[g], a_lo);
+                    part[g][m] = dot(part[g][m], hi[g], a_hi);
+                    if (j == 3 || (j + 1) % room == 0) sum[g][m] = j < room ? widen(part[g][m]) : sum[g][m] + widen(part[g][m]);
+                }
+            }
+        }
+    }
+}
+
+// The same where inputs 0-15 and 16-31 have a scale each: `lo` vectors are the first half, `hi` the second.
+template <class Q, int G, int M>
+NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], I8 (&sum)[G][M]) {
+    constexpr int room = narrow_room(Q::max_weight);
+    Narrow first[G][M], second[G][M];
+    RowScale scale_lo[G], scale_hi[G];
+    for (int g = 0; g < G; ++g) scale_lo[g] = row_scale(group[g].scales), scale_hi[g] = row_scale(group[g].scales + 8);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        B32 lo[G], hi[G];
+        for (int g = 0; g < G; ++g) Q::unpack(group[g].quants, group[g].high, j, lo[g], hi[g]);
+        for (int m = 0; m < M; ++m) {
+            const B32 a_lo = all_fours(a[m] + 4 * j), a_hi = all_fours(a[m] + 16 + 4 * j);
+            for (int g = 0; g < G; ++g) {
+                first[g][m] = j % room == 0 ? dot(lo[g], a_lo) : dot(first[g][m], lo[g], a_lo);
+                second[g][m] = j % room == 0 ? dot(hi[g], a_hi) : dot(second[g][m], hi[g], a_hi);
+                if (j != 3 && (j + 1) % room != 0) continue;
+                const I8 both = widen(first[g][m], scale_lo[g]) + widen(second[g][m], scale_hi[g]);
+                sum[g][m] = j < room ? both : sum[g][m] + both;
+            }
+        }
+    }
+}
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
+// Weights come from memory once per pass, in order: far enough ahead to hide its latency, near enough to stay in L1.
+#ifndef NL_PF
+#define NL_PF 2048
+#endif
+constexpr int64_t kPrefetch = NL_PF;
+
+template <class Q, class S, int G, int M>
+NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks, const int8_t* quants,
+                    const float* meta, F8 (&acc)[G][M]) {
+    Group group[G];
+    const int8_t* a[M];
+    const float* scales[M];
+    for (int g = 0; g < G; ++g) group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
+    for (int m = 0; m < M; ++m) a[m] = quants + m * blocks * kBlock, scales[m] = meta + m * blocks * 4;
+    for (int g = 0; g < G; ++g)
+        for (int m = 0; m < M; ++m) acc[g][m] = all(0);
+
+    for (int64_t b = 0; b < blocks; ++b) {
+        I8 sum[G][M];
+        if constexpr (S::halves) dot_halves<Q, G, M>(group, a, sum);
+        else dot_block<Q, G, M>(group, a, sum);
+        for (int g = 0; g < G; ++g) {
+            F8 d, m1;
+            S::read(group[g], d, m1);
+            if constexpr (Q::is_signed && kSignedBias != 0) m1 = d * all(-kSignedBias);
+            for (int m = 0; m < M; ++m) {
+                acc[g][m] = fma(d * all(scales[m][0]), to_float(sum[g][m]), acc[g][m]);
+                if constexpr (S::halves) {
+                    acc[g][m] = fma(m1 * to_float(ints_from_signed_bytes(group[g].scales)), all(scales[m][2]), acc[g][m]);
+                    acc[g][m] = fma(m1 * to_float(ints_from_signed_bytes(group[g].scales + 8)), all(scales[m][3]), acc[g][m]);
+                } else if constexpr (S::has_min || (Q::is_signed && kSignedBias != 0)) {
+                    acc[g][m] = fma(m1, all(scales[m][1]), acc[g][m]);
+                }
+            }
+            for (int line = 0; line < Q::quants; line += 64) __builtin_prefetch(group[g].quants + kPrefetch + line);
+            group[g].quants += Q::quants;
+            group[g].high += Q::high;
+            group[g].scales += S::bytes;
+            if constexpr (S::super_bytes != 0) group[g].super += b % 8 == 7 ? S::super_bytes : 0;
+        }
+        for (int m = 0; m < M; ++m) a[m] += kBlock, scales[m] += 4;
+    }
+}
+
+enum FloatKind { kHalf, kBrain, kSingle };
+
+template <FloatKind kind>
+NL_INLINE F8 load_weights(const uint8_t* p) {
+    if constexpr (kind == kHalf) return from_half(p);
+    if constexpr (kind == kSingle) return load((const float*)p);
+    return from_brain(p);
+}
+
+template <FloatKind kind, int G, int M>
+NL_INLINE void float_tile(const uint8_t* const (&base)[G], int64_t cols, const float* values, int64_t stride, F8 (&acc)[G][M]) {
+    constexpr int64_t step = kind == kSingle ? 32 : 16;
+    for (int g = 0; g < G; ++g)
+        for (int m = 0; m < M; ++m) acc[g][m] = all(0);
+    for (int64_t k = 0; k < cols; ++k) {
+        for (int g = 0; g < G; ++g) {
+            const F8 w = load_weights<kind>(base[g] + k * step);
+            for (int m = 0; m < M; ++m) acc[g][m] = fma(w, all(values[m * stride + k]), acc[g][m]);
+        }
+    }
+}
+
+// ---- a range of groups by all rows -----------------------------------------------------------------------------------
+
+struct Output {
+    float* at;  // row 0, column 0 of the segment
+    int64_t stride;
+    const float* bias;  // of the segment's column 0, or null
+    bool accumulate;
+    int64_t rows;  // weight rows of the segment, without padding
+
+    void put(int64_t group, int64_t row, F8 v) const {
+        float* to = at + row * stride + group * kRows;
+        const int64_t count = rows - group * kRows < kRows ? rows - group * kRows : kRows;
+        if (count == kRows) {
+            if (bias) v += load(bias + group * kRows);
+            if (accumulate) v += load(to);
+            store(to, v);
+            return;
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            float x = v[i];
+            if (bias) x += bias[group * kRows + i];
+            to[i] = accumulate ? x + to[i] : x;
+        }
+    }
+};
+
+#ifndef NL_GV
+#define NL_GV 2
+#endif
+#ifndef NL_G
+#define NL_G 1
+#endif
+
+struct Job {
+    const uint8_t* data;
+    Planes planes;
+    int64_t cols;
+    const NlActivations* x;
+    Output out;
+    int64_t begin, end;  // groups
+};
+
+template <class Q, class S>
+struct QuantTiles {
+    template <int G, int M>
+    NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
+        const int64_t blocks = job.cols / kBlock;
+        tile<Q, S, G, M>(base, job.planes, blocks, job.x->quants + row * job.cols, job.x->meta + row * blocks * 4, acc);
+    }
+};
+
+template <FloatKind kind>
+struct FloatTiles {
+    template <int G, int M>
+    NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
+        float_tile<kind, G, M>(base, job.cols, job.x->values + row * job.x->stride, job.x->stride, acc);
+    }
+};
+
+// G groups by M rows. Past the last group the last one is computed again and dropped, which spares a second set of tiles.
+template <class Tiles, int G, int M>
+__attribute__((noinline)) void run_tile(const Job& job, int64_t group, int64_t row) {
+    const uint8_t* base[G];
+    for (int g = 0; g < G; ++g) base[g] = job.data + (group + g < job.end ? group + g : group) * job.planes.group;
+    F8 acc[G][M];
+    Tiles::template run<G, M>(job, base, row, acc);
+    for (int g = 0; g < G && group + g < job.end; ++g)
+        for (int m = 0; m < M; ++m) job.out.put(group + g, row + m, acc[g][m]);
+}
+
+// Activation rows are taken in panels that stay in L2 while the groups of the range go by.
+constexpr int64_t kPanelBytes = 128 * 1024;
+
+template <class Tiles>
+void run_job(const Job& job, int64_t rows) {
+    int64_t panel = kPanelBytes / job.cols / 4 * 4;
+    if (panel < 4) panel = 4;
+    for (int64_t first = 0; first < rows; first += panel) {
+        const int64_t last = first + panel < rows ? first + panel : rows;
+        if (last - first == 1) {
+            for (int64_t group = job.begin; group < job.end; group += NL_GV) run_tile<Tiles, NL_GV, 1>(job, group, first);
+            continue;
+        }
+        for (int64_t group = job.begin; group < job.end; group += NL_G) {
+            int64_t row = first;
+            for (; row + 4 <= last; row += 4) run_tile<Tiles, NL_G, 4>(job, group, row);
+            if (row + 2 <= last) run_tile<Tiles, NL_G, 2>(job, group, row), row += 2;
+            if (row < last) run_tile<Tiles, NL_G, 1>(job, group, row);
+        }
+    }
+}
+
+inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
+    switch (kind) {
+        case NL_U4D: return run_job<QuantTiles<Bits4, ScaleHalf<8>>>(job, rows);
+        case NL_U4DM: return run_job<QuantTiles<Bits4, ScaleHalfMin>>(job, rows);
+        case NL_U5D: return run_job<QuantTiles<Bits5, ScaleHalf<16>>>(job, rows);
+        case NL_U5DM: return run_job<QuantTiles<Bits5, ScaleHalfMin>>(job, rows);
+        case NL_S8D: return run_job<QuantTiles<Bits8, ScaleHalf<0>>>(job, rows);
+        case NL_U4K: return run_job<QuantTiles<Bits4, ScaleSuper>>(job, rows);
+        case NL_U5K: return run_job<QuantTiles<Bits5, ScaleSuper>>(job, rows);
+        case NL_U6K: return run_job<QuantTiles<Bits6, ScaleSuperHalves>>(job, rows);
+        case NL_N4D: return run_job<QuantTiles<Codebook<kTableIq4Nl>, ScaleHalf<0>>>(job, rows);
+        case NL_N4E: return run_job<QuantTiles<Codebook<kTableMxfp4>, ScaleExponent>>(job, rows);
+        case NL_F16: return run_job<FloatTiles<kHalf>>(job, rows);
+        case NL_BF16: return run_job<FloatTiles<kBrain>>(job, rows);
+        default: return run_job<FloatTiles<kSingle>>(job, rows);
+    }
+}
+
+inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows, float* out, int64_t out_stride,
+                   const float* bias, int64_t accumulate, int64_t begin, int64_t end) {
+    int64_t first = 0;  // unit number of the segment's first group
+    for (int64_t s = 0; s < matrix->segment_count; ++s) {
+        const NlSegment& segment = matrix->segments[s];
+        const int64_t groups = groups_of(segment.rows);
+        const int64_t from = begin > first ? begin - first : 0, to = end - first < groups ? end - first : groups;
+        if (from < to) {
+            const Output output = {out + segment.out_column, out_stride, bias ? bias + segment.out_column : nullptr,
+                                   accumulate != 0, segment.rows};
+            run_kind(segment.kind, {segment.data, planes_of(segment.kind, matrix->cols), matrix->cols, x, output, from, to}, rows);
+        }
+        first += groups;
+    }
+}
+
+}  // namespace NL_VARIANT
+}  // namespace nl

@@ -1,0 +1,46 @@
+"""Memory that the kernels work in: zeroed, aligned to huge pages, given out in pieces that live as long as the arena."""
+
+from nanollama.backends.native.library import Library
+from nanollama.errors import BackendError
+
+ALIGNMENT = 64
+
+
+PIECE = 64 << 20
+
+
+class Arena:
+    """Hands out zeroed memory from the front of large pieces. What is never touched takes no memory."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._pieces: list[tuple[int, int]] = []  # address and size
+        self._free = 0  # bytes left in the last piece
+
+    def take(self, n_bytes: int) -> int:
+        """The address of ``n_bytes`` zeroed bytes, aligned to a cache line.
+
+        Raises:
+            BackendError: the system has not that much.
+        """
+        n_bytes = -(-max(n_bytes, 1) // ALIGNMENT) * ALIGNMENT
+        if n_bytes > self._free:
+            size = max(n_bytes, PIECE)
+            start = self._library.nl_arena_alloc(size)
+            if not start:
+                raise BackendError(
+                    f"{size / 2**20:.0f} MiB of memory could not be reserved for the model; use a smaller --ctx"
+                )
+            self._pieces.append((start, size))
+            self._free = size
+        start, size = self._pieces[-1]
+        address = start + size - self._free
+        self._free -= n_bytes
+        return address
+
+    def close(self) -> None:
+        """Give the memory back; every address taken from it is invalid from now on."""
+        for start, size in self._pieces:
+            self._library.nl_arena_free(start, size)
+        self._pieces.clear()
+        self._free = 0

@@ -1,0 +1,76 @@
+// Eight-lane vectors as the compiler's own types: what every variant shares. Included once per variant, after NL_VARIANT
+// is defined, and followed by that variant's primitives (simd_portable.h, simd_avx2.h, ...), which must provide
+//
+//   F8 fma(a, b, c)                    a * b + c; rounded once or twice, as the machine has it
+//   F8 from_half(p), to_half(p, v)     eight float16 at p
+//   F8 from_brain(p)                   eight bfloat16
+//   I8 ints_from_bytes(p)              eight unsigned bytes; ints_from_signed_bytes for signed ones
+//   B32 lookup(table, index)           bytes of a table of 16
+//   I8 round_to_int(v)                 to nearest even, |v| < 2^22
+//   pack_bytes(p, a, b, c, d)          32 integers within -128..127 to bytes, in order
+//   Narrow dot(w, a), dot(n, w, a)     (n +) products of unsigned weights and signed activations, summed by fours or less
+//   narrow_room(w)                     how many dots of weights up to w a Narrow holds without overflow
+//   I8 widen(n), widen(n, scale)       lane sums (times a signed 8-bit scale per row, a RowScale)
+//   I8 dot_signed(sum, w, a)           sum + products of signed weights; + kSignedBias * sum of activations
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#define NL_INLINE static inline __attribute__((always_inline))
+
+namespace nl {
+namespace NL_VARIANT {
+
+typedef float F8 __attribute__((vector_size(32)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef int16_t S16 __attribute__((vector_size(32)));
+typedef uint16_t U16 __attribute__((vector_size(32)));
+typedef uint8_t B32 __attribute__((vector_size(32)));
+
+NL_INLINE F8 load(const float* p) {
+    F8 v;
+    memcpy(&v, p, 32);
+    return v;
+}
+NL_INLINE void store(float* p, F8 v) { memcpy(p, &v, 32); }
+NL_INLINE B32 load_bytes(const void* p) {
+    B32 v;
+    memcpy(&v, p, 32);
+    return v;
+}
+NL_INLINE F8 all(float x) { return F8{x, x, x, x, x, x, x, x}; }
+NL_INLINE I8 all_int(int32_t x) { return I8{x, x, x, x, x, x, x, x}; }
+NL_INLINE B32 all_bytes(uint8_t x) { return (B32)all_int(int32_t(x * 0x01010101u)); }
+
+// Four consecutive activation bytes in every lane.
+NL_INLINE B32 all_fours(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return (B32)all_int(four);
+}
+
+NL_INLINE F8 to_float(I8 v) { return __builtin_convertvector(v, F8); }
+NL_INLINE F8 max(F8 a, F8 b) { return a > b ? a : b; }  // b where either is NaN
+NL_INLINE F8 min(F8 a, F8 b) { return a < b ? a : b; }
+NL_INLINE I8 max(I8 a, I8 b) { return a > b ? a : b; }
+
+// The order of a horizontal sum is part of a result: pairs of lanes four apart, then two, then one.
+NL_INLINE float sum_lanes(F8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+NL_INLINE int32_t sum_lanes(I8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+NL_INLINE float max_lanes(F8 v) {
+    float best = v[0];
+    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
+    return best;
+}
+NL_INLINE int32_t max_lanes(I8 v) {
+    int32_t best = v[0];
+    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
+}  // namespace NL_VARIANT
+}  // namespace nl

@@ -1,0 +1,216 @@
+#include "tape.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include <new>
+#include <system_error>
+
+#include "pool.h"
+
+struct NlPool {
+    nl::Pool pool;
+    explicit NlPool(int64_t threads) : pool(threads) {}
+};
+
+namespace nl {
+namespace {
+
+// Up to this many elements, handing a record out costs more than running it: whoever finished the phase before does it alone.
+constexpr int64_t kSmall = 4096;
+
+int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+class Replay final : public Job {
+  public:
+    Replay(const NlKernels* kernels, const NlOp* ops, int64_t count, const NlStep* step, int64_t threads, int64_t* elapsed)
+        : k_(kernels), ops_(ops), count_(count), step_(step), threads_(threads), elapsed_(elapsed) {}
+
+    void next(int64_t* units, int64_t* chunk) override {
+        for (;;) {
+            note_time();
+            if (++at_ == count_) {
+                *units = 0;
+                return;
+            }
+            const int64_t n = units_of(ops_[at_]);
+            if (n > 1 && work_of(ops_[at_]) > kSmall && threads_ > 1) {
+                *units = n;
+                *chunk = chunk_of(ops_[at_], n);
+                return;
+            }
+            if (n > 0) run(0, n);
+        }
+    }
+
+    void run(int64_t begin, int64_t end) override;
+
+  private:
+    int64_t rows_of(const NlOp& op) const { return op.on_logit_rows ? step_->logit_rows : step_->rows; }
+
+    // What [begin, end) counts, by kind of record.
+    int64_t units_of(const NlOp& op) const {
+        const int64_t rows = rows_of(op);
+        switch (op.kind) {
+            case NL_OP_MATMUL: return rows ? groups_of(op) : 0;
+            case NL_OP_ATTEND: return step_->plans[op.plan].item_count * op.attention->cache.kv_heads;
+            case NL_OP_MERGE: return step_->plans[op.plan].merge_count * op.attention->heads;
+            case NL_OP_QUANTIZE:
+            case NL_OP_ACTIVATE: return rows * (op.cols / 32);
+            default: return rows;
+        }
+    }
+
+    static int64_t groups_of(const NlOp& op) {
+        int64_t groups = 0;
+        for (int64_t i = 0; i < op.matrix->segment_count; ++i) groups += divided_up(op.matrix->segments[i].rows, 8);
+        return groups;
+    }
+
+    // Roughly how many elements a record touches, to tell small from large.
+    int64_t work_of(const NlOp& op) const {
+        switch (op.kind) {
+            case NL_OP_MATMUL:
+            case NL_OP_ATTEND: return kSmall + 1;
+            case NL_OP_HEAD_NORM:
+            case NL_OP_ROPE:
+            case NL_OP_STORE: return rows_of(op) * op.heads * op.head_dim;
+            case NL_OP_MERGE: return units_of(op) * op.attention->cache.head_dim;
+            default: return rows_of(op) * op.cols;
+        }
+    }
+
+    // Chunks large enough to be worth a ticket and small enough that nobody waits long for the last one.
+    int64_t chunk_of(const NlOp& op, int64_t units) const {
+        if (op.kind == NL_OP_ATTEND) return 1;
+        const int64_t per_thread = op.kind == NL_OP_MATMUL ? 8 : 4;
+        return divided_up(units, threads_ * per_thread);
+    }
+
+    void note_time() {
+        if (!elapsed_) return;
+        const int64_t now = now_ns();
+        if (at_ >= 0) elapsed_[ops_[at_].kind] += now - since_;
+        since_ = now;
+    }
+
+    const NlKernels* k_;
+    const NlOp* ops_;
+    int64_t count_;
+    int64_t at_ = -1;  // the record that runs now
+    const NlStep* step_;
+    int64_t threads_;
+    int64_t* elapsed_;
+    int64_t since_ = 0;
+};
+
+void Replay::run(int64_t begin, int64_t end) {
+    const NlOp& op = ops_[at_];
+    const NlStep& step = *step_;
+    switch (op.kind) {
+        case NL_OP_EMBED:
+            nl_embed(op.matrix, step.token_ids + begin, op.value, op.out + begin * op.out_stride, op.out_stride, 0, end - begin);
+            break;
+        case NL_OP_NORM:
+            k_->rms_norm(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.weight, op.value, op.out, op.out_stride,
+                         op.quantized, begin, end);
+            break;
+        case NL_OP_MATMUL:
+            k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, 0, begin, end);
+            break;
+        case NL_OP_HEAD_NORM:
+            for (int64_t row = begin; row < end; ++row) {
+                float* heads = op.x + row * op.x_stride;
+                k_->rms_norm(heads, op.head_dim, op.head_dim, nullptr, 0, op.weight, op.value, heads, op.head_dim, nullptr, 0,
+                             op.heads);
+            }
+            break;
+        case NL_OP_ROPE: {
+            const NlRotation& rotation = step.rotations[op.rope];
+            k_->rope(op.x, op.x_stride, op.heads, op.head_dim, op.rope_dim, step.row_numbers, rotation.cos, rotation.sin, begin,
+                     end);
+            break;
+        }
+        case NL_OP_STORE:
+            k_->store_kv(&op.attention->cache, op.x, op.in, op.x_stride, step.slots, begin, end);
+            break;
+        case NL_OP_ATTEND: k_->attention(op.attention, step.plans[op.plan].items, begin, end); break;
+        case NL_OP_MERGE: k_->attention_merge(op.attention, step.plans[op.plan].merges, begin, end); break;
+        case NL_OP_QUANTIZE: k_->quantize(op.quantized, begin, end); break;
+        case NL_OP_ACTIVATE:
+            k_->activate(op.activation, op.x, op.in, op.x_stride, op.cols, op.out, op.out_stride, op.quantized, begin, end);
+            break;
+        case NL_OP_GATHER:
+            for (int64_t row = begin; row < end; ++row)
+                memcpy(op.out + row * op.out_stride, op.x + step.logit_index[row] * op.x_stride, size_t(op.cols) * sizeof(float));
+            break;
+        case NL_OP_SOFTCAP:
+            for (int64_t row = begin; row < end; ++row)
+                for (int64_t i = 0; i < op.cols; ++i) {
+                    float& x = op.x[row * op.x_stride + i];
+                    x = op.value * tanhf(x / op.value);
+                }
+            break;
+    }
+}
+
+class Retile final : public Job {
+  public:
+    Retile(int64_t type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols, uint8_t* out)
+        : type_(type), source_(source), row_bytes_(row_bytes), rows_(rows), cols_(cols), out_(out) {}
+
+    void next(int64_t* units, int64_t* chunk) override {
+        *units = started_ ? 0 : divided_up(rows_, 8);
+        *chunk = 16;
+        started_ = true;
+    }
+
+    void run(int64_t begin, int64_t end) override {
+        if (nl_retile(type_, source_, row_bytes_, nullptr, rows_, cols_, out_, begin, end) != 0) failed_ = true;
+    }
+
+    bool failed() const { return failed_; }
+
+  private:
+    int64_t type_;
+    const uint8_t* source_;
+    int64_t row_bytes_, rows_, cols_;
+    uint8_t* out_;
+    bool started_ = false;
+    std::atomic<bool> failed_{false};
+};
+
+}  // namespace
+}  // namespace nl
+
+NlPool* nl_pool_create(int64_t threads) {
+    try {
+        return new NlPool(threads);
+    } catch (const std::system_error&) {
+        return nullptr;
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+void nl_pool_free(NlPool* pool) { delete pool; }
+
+void nl_replay(NlPool* pool, const NlKernels* kernels, const NlOp* ops, int64_t op_count, const NlStep* step,
+               int64_t* elapsed) {
+    nl::Replay replay(kernels, ops, op_count, step, pool->pool.threads(), elapsed);
+    pool->pool.run(&replay);
+}
+
+int64_t nl_pool_retile(NlPool* pool, int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
+                       uint8_t* out) {
+    nl::Retile retile(ggml_type, source, row_bytes, rows, cols, out);
+    pool->pool.run(&retile);
+    return retile.failed() ? -1 : 0;
+}

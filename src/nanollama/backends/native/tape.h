@@ -1,0 +1,93 @@
+// The tape: one step of a model as an array of records, and the threads that replay it.
+//
+// Python describes a model once, as records over fixed buffers. A step only says how many rows there are, where their tokens
+// lie in the cache, and which rows' logits are wanted; one call replays the records for it.
+#pragma once
+#include <stdint.h>
+
+#include "kernels.h"
+
+extern "C" {
+
+enum NlOpKind {
+    NL_OP_EMBED,      // out = scale * embedding of the step's tokens
+    NL_OP_NORM,       // x += add (if add); out and quantized = rms_norm(x)
+    NL_OP_MATMUL,     // out = matrix * quantized (or in, for the float kinds) + bias
+    NL_OP_HEAD_NORM,  // each head of x = rms_norm(head)
+    NL_OP_ROPE,       // rotate the heads of x
+    NL_OP_STORE,      // keys x and values in to the cache
+    NL_OP_ATTEND,     // the spans and rows of attention
+    NL_OP_MERGE,      // the spans of one row become one
+    NL_OP_QUANTIZE,   // quantized = in
+    NL_OP_ACTIVATE,   // out and quantized = activation(x) * in
+    NL_OP_GATHER,     // out = the rows of x whose logits are wanted
+    NL_OP_SOFTCAP,    // x = cap * tanh(x / cap)
+    NL_OP_KINDS
+};
+
+// One record. Which fields it uses follows from its kind; strides are floats from row to row.
+struct NlOp {
+    int64_t kind;
+    int64_t on_logit_rows;  // its rows are the logit rows, not all tokens
+    float* x;
+    int64_t x_stride;
+    const float* in;
+    int64_t in_stride;
+    float* out;
+    int64_t out_stride;
+    int64_t cols;
+    int64_t heads, head_dim, rope_dim;
+    const float* weight;  // of a norm
+    float value;          // epsilon, scale or cap
+    int64_t activation;
+    const NlMatrix* matrix;
+    const float* bias;
+    const NlActivations* quantized;
+    const NlAttention* attention;
+    int64_t plan;  // which attention plan of the step
+    int64_t rope;  // which rotation table of the step
+};
+
+// The items of one attention window: layers with the same window share them.
+struct NlAttentionPlan {
+    const NlAttentionItem* items;
+    int64_t item_count;
+    const NlAttentionMerge* merges;
+    int64_t merge_count;
+};
+
+// Cosines and sines of one rotation for the step's rows: [rows, rope_dim / 2].
+struct NlRotation {
+    const float* cos;
+    const float* sin;
+};
+
+struct NlStep {
+    int64_t rows;
+    int64_t logit_rows;
+    const int32_t* token_ids;     // [rows]
+    const int32_t* row_numbers;   // 0, 1, 2, ...: the rows' places in the rotation tables
+    const int64_t* slots;         // [rows]: where each token goes in the cache
+    const int64_t* logit_index;   // [logit_rows]
+    const NlAttentionPlan* plans;
+    const NlRotation* rotations;
+};
+
+struct NlPool;
+
+#pragma GCC visibility push(default)
+
+// `threads` in all, the caller's own included; null if they could not be started.
+NlPool* nl_pool_create(int64_t threads);
+void nl_pool_free(NlPool*);
+
+// Replays the records for one step, on the calling thread and the pool's. One call at a time for each pool. With `elapsed`
+// (nanoseconds by op kind, NL_OP_KINDS long) the time of each record is added there.
+void nl_replay(NlPool*, const NlKernels*, const NlOp* ops, int64_t op_count, const NlStep* step, int64_t* elapsed);
+
+// Runs nl_retile over all groups of 8 rows on the pool's threads. Returns what nl_retile returns.
+int64_t nl_pool_retile(NlPool*, int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
+                       uint8_t* out);
+
+#pragma GCC visibility pop
+}

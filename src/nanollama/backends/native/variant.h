@@ -1,0 +1,20 @@
+// The kernels of one variant, gathered in its table. Included once, after the variant's primitives.
+#pragma once
+#include "attention.h"
+#include "elementwise.h"
+#include "matmul.h"
+#include "search.h"
+
+#define NL_STRING(x) #x
+#define NL_NAME(x) NL_STRING(x)
+
+namespace nl {
+namespace NL_VARIANT {
+
+extern const NlKernels kernels;
+const NlKernels kernels = {
+    NL_NAME(NL_VARIANT), matmul, quantize, rms_norm, rope, activate, store_kv, attention, attention_merge, argmax, top_k,
+};
+
+}  // namespace NL_VARIANT
+}  // namespace nl

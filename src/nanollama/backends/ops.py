@@ -1,0 +1,97 @@
+"""The ops protocol: the dozen operations a decoder is made of, and the batch that one step runs.
+
+The recipe in ``model/transformer.py`` is written once against this protocol. A backend may compute at each
+call (torch) or record the call and replay the record later (a tape). Tensors are opaque handles to the
+recipe.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from nanollama.model.spec import Activation, AttentionSpec, LayerSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+Tensor = TypeVar("Tensor")
+Weight = TypeVar("Weight", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """One sequence's part of a step: ``n_new`` tokens that follow ``n_cached`` tokens already in the cache.
+
+    ``block_table`` lists the cache blocks of the sequence in order; it covers ``n_cached + n_new`` tokens.
+    """
+
+    n_new: int
+    n_cached: int
+    block_table: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """One step: the new tokens of its sequences, one after the other, and the rows whose logits are wanted.
+
+    ``logit_rows`` index ``token_ids``, ascending.
+    """
+
+    token_ids: tuple[int, ...]
+    sequences: tuple[SequenceInput, ...]
+    logit_rows: tuple[int, ...]
+
+
+class Backend(Protocol):
+    """A loaded model that can run steps. One step at a time; block ids are ``0 .. num_blocks - 1``."""
+
+    spec: ModelSpec
+    block_tokens: int
+    num_blocks: int
+
+    def step(self, batch: ModelInput) -> "NDArray[np.float32]":
+        """Run one step, filling the cache; the logits ``[logit rows, vocab]``, valid until the next step."""
+        ...
+
+
+class Ops(Protocol[Tensor, Weight]):
+    """What a backend offers the recipe. ``n`` is the number of tokens in the step.
+
+    ``Tensor`` is a handle to activations, ``Weight`` to a parameter in whatever form the backend packed it.
+    """
+
+    def embed(self, table: Weight, scale: float | None) -> Tensor:
+        """The embeddings ``[n, hidden]`` of the step's tokens, times ``scale`` if given."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Weight, eps: float) -> Tensor:
+        """RMSNorm in float32 over groups as long as ``weight``: the whole row, or each head of it."""
+        ...
+
+    def linear(self, x: Tensor, weight: Weight) -> Sequence[Tensor]:
+        """``x @ w.T + b`` for each matrix merged into ``weight``, one result each."""
+        ...
+
+    def rope(self, x: Tensor, layer: LayerSpec, head_dim: int) -> Tensor:
+        """Rotate each head of ``x`` by its token's position."""
+        ...
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, index: int, layer: LayerSpec, attention: AttentionSpec
+    ) -> Tensor:
+        """Store k and v in layer ``index`` of the cache, then attend causally: ``[n, q_size]``."""
+        ...
+
+    def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """``activation(gate) * up``."""
+        ...
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual sum."""
+        ...
+
+    def logit_rows(self, x: Tensor) -> Tensor:
+        """The rows of ``x`` whose logits the step asks for."""
+        ...

@@ -1,0 +1,167 @@
+"""The entry point: arguments in, an exit code out.
+
+0 is success, 1 a failure of model or machine, 2 a wrong command, 130 an interruption, 141 a reader that went
+away. A failure is one sentence on standard error. Nothing heavy is imported before a command needs it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from nanollama.cli.models import add_list_parser, add_pull_parser
+from nanollama.cli.options import did_you_mean
+from nanollama.cli.perplexity import add_perplexity_parser
+from nanollama.cli.run import add_flat_options, add_run_parser
+from nanollama.cli.terminal import harmless
+from nanollama.errors import NanollamaError, UsageError
+
+COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
+    add_run_parser,
+    add_list_parser,
+    add_pull_parser,
+    add_perplexity_parser,
+)
+
+EXAMPLES = """\
+examples:
+  nanollama run "Why is the sky blue?"             one answer of the default model
+  nanollama run smollm2                            an interactive session
+  cat notes.txt | nanollama run smollm2 "Summarise this."
+  nanollama --prompt "The meaning of life is"      complete a text without a command;
+                                                   takes the options of run and --model, --chat, --interactive
+
+nanollama COMMAND --help lists the options of a command.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that takes no abbreviations and whose complaints are errors like any other."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: {self.prog} --help shows what can be given")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments, options and words in any order, or ``UsageError`` with a suggestion."""
+        args, unknown = self.parse_known_intermixed_args(argv)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            if not option.startswith("-"):
+                self.error(f"unexpected argument {option!r}")
+            self.error(f"unknown option {option}{did_you_mean(option, list(self._option_string_actions))}")
+        return args
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The list of commands without argparse's heading for it, one command a line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=18)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        return text.split("\n", 1)[1] if action.nargs == argparse.PARSER else text
+
+
+class ShowVersion(argparse.Action):
+    """``--version``, which looks the version up only when it is asked for."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"nanollama {version('nanollama')}")
+        except PackageNotFoundError:
+            print("nanollama, run from its source folder without being installed")
+        raise SystemExit(0)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What ``argv`` asks for; its ``handler`` does it."""
+    top = Parser(
+        prog="nanollama",
+        usage="nanollama COMMAND ...\n       nanollama --prompt TEXT [--model MODEL] [OPTIONS]",
+        description="Run large language models on the machine in front of you.",
+        epilog=EXAMPLES,
+        formatter_class=Help,
+    )
+    top.add_argument("--version", action=ShowVersion, nargs=0, help="show the version and exit")
+    subparsers = top.add_subparsers(title="commands", prog="nanollama")
+    for add_parser in COMMANDS:
+        add_parser(subparsers)
+    if not argv or (argv[0].startswith("-") and not {"-h", "--help"}.isdisjoint(argv)):
+        return top.parse_args(["--help"])
+    if argv[0] == "--version":
+        return top.parse_args(argv)
+    if argv[0] in subparsers.choices:
+        command: Parser = subparsers.choices[argv[0]]
+        return command.read(argv[1:])
+    if argv[0].startswith("-"):
+        flat = Parser(prog="nanollama", add_help=False)
+        add_flat_options(flat)
+        return flat.read(argv)
+    if " " in argv[0]:
+        raise UsageError(f"{argv[0]!r} is not a command: to have it answered, nanollama run {argv[0]!r}")
+    hint = did_you_mean(argv[0], list(subparsers.choices))
+    raise UsageError(f"unknown command {argv[0]}{hint}: nanollama --help lists the commands")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. ``argv`` is without the program's name, ``None`` for the process's own arguments."""
+    prepare_streams()
+    try:
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except NanollamaError as error:
+        return fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        abandon_output()
+        return 141
+    except OSError as error:
+        if error.filename is None:  # writing failed, and not the opening of a file
+            abandon_output()
+        where = f": {error.filename}" if error.filename else ""
+        return fail(f"{error.strerror or error}{where}", 1)
+    except MemoryError:
+        return fail("not enough memory: try a smaller model, a smaller --ctx or --dtype bfloat16", 1)
+
+
+def prepare_streams() -> None:
+    """Make both outputs something that takes any text: also when they are closed or not UTF-8."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process is
+        elif hasattr(stream, "reconfigure"):  # not when a caller has put another stream there
+            stream.reconfigure(errors="replace")
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """The exit code of the command that ``argv`` spells."""
+    try:
+        args = parse(argv)
+    except SystemExit:  # argparse has shown the help or the version
+        return 0
+    code: int = args.handler(args)
+    return code
+
+
+def abandon_output() -> None:
+    """Let go of an output that cannot be written to: Python flushes it once more at exit, and complains."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Say what went wrong, in one line."""
+    line = f"nanollama: error: {' '.join(message.splitlines())}"
+    print(harmless(line) if sys.stderr.isatty() else line, file=sys.stderr)
+    return exit_code

@@ -1,0 +1,283 @@
+"""``run`` and the flat form: flags in, an answer on standard output out, or an interactive session.
+
+Everything that can be wrong with the command is found before a model is loaded. The answer is the fold of the
+same events whether it is streamed or printed as JSON.
+"""
+
+import argparse
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nanollama.cli.options import CONTEXT, DEFAULT_MODEL, GENERATION, LOADING, add_settings, given
+from nanollama.cli.terminal import Terminal, notices, timing_text
+from nanollama.errors import UsageError
+from nanollama.types import Completion, Message, TextEvent
+
+if TYPE_CHECKING:
+    from nanollama.llm import LLM
+
+_MODEL_WORD = re.compile(r"[A-Za-z0-9~./][A-Za-z0-9._:/@-]*", re.ASCII)
+HINT_AFTER_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """What one invocation is to do. ``prompt`` ``None`` leaves the first word to a person."""
+
+    model: str
+    prompt: str | None
+    interactive: bool
+    chat: bool
+    system: str | None
+    json: bool
+    loading: Mapping[str, Any]
+    generation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What reached the reader. ``completion`` is ``None`` when the answer was interrupted."""
+
+    text: str
+    completion: Completion | None
+    first_s: float
+
+
+def add_run_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="answer a prompt, or talk in an interactive session",
+        usage="nanollama run [MODEL] [PROMPT ...] [OPTIONS]",
+        description="Answer PROMPT, or start an interactive session when there is none. Text piped in "
+        "is put before the prompt. A first argument that cannot be a name or a path is a prompt for the "
+        "default model.",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="MODEL, PROMPT", help=f"a name or a .gguf file ({DEFAULT_MODEL}); a text"
+    )
+    parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")
+    add_common_options(parser)
+    parser.set_defaults(handler=run_command)
+
+
+def add_flat_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the form without a command."""
+    parser.add_argument("--prompt", metavar="TEXT", help="the text to complete, or to answer with --chat")
+    parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help="a name or a .gguf file")
+    parser.add_argument("--chat", action="store_true", help="use the model's chat template")
+    parser.add_argument("--interactive", action="store_true", help="go on with a session after the prompt")
+    parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")
+    add_common_options(parser)
+    parser.set_defaults(handler=flat_command)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    add_settings(parser.add_argument_group("how to answer"), GENERATION)
+    add_settings(parser.add_argument_group("how to load"), (*LOADING, CONTEXT))
+
+
+def run_command(args: argparse.Namespace) -> int:
+    return run(command_config(args))
+
+
+def flat_command(args: argparse.Namespace) -> int:
+    return run(flat_config(args))
+
+
+def command_config(args: argparse.Namespace) -> RunConfig:
+    """What ``nanollama run`` was asked to do."""
+    words: list[str] = args.words
+    names_model = bool(words) and is_model_word(words[0])
+    model = words[0] if names_model else DEFAULT_MODEL
+    rest = words[1:] if names_model else words
+    prompt = " ".join(rest) if rest else None
+    return run_config(
+        args, model, prompt, interactive=prompt is None and is_person(sys.stdin), chat=not args.raw
+    )
+
+
+def flat_config(args: argparse.Namespace) -> RunConfig:
+    """What the form without a command was asked to do: complete a text unless a conversation is asked for."""
+    if args.raw and args.chat:
+        raise UsageError("--raw and --chat contradict each other: give one of them")
+    interactive = args.interactive or (args.prompt is None and is_person(sys.stdin))
+    chat = not args.raw and (args.chat or interactive or args.system is not None)
+    return run_config(args, args.model, args.prompt, interactive=interactive, chat=chat)
+
+
+def run_config(
+    args: argparse.Namespace, model: str, prompt: str | None, *, interactive: bool, chat: bool
+) -> RunConfig:
+    """The checked configuration of a run. Piped standard input is read, unless it is the session's input."""
+    if args.raw and args.system is not None:
+        raise UsageError("--system needs the chat template that --raw leaves out: give one of them")
+    if interactive and args.json:
+        raise UsageError(
+            "--json prints one answer and cannot be used in an interactive session: give a prompt"
+        )
+    if args.system is not None:
+        checked(args.system, "--system")
+    if prompt is not None:
+        checked(prompt, "the prompt")
+    loading, generation = given(args, (*LOADING, CONTEXT)), given(args, GENERATION)
+    if not interactive:
+        prompt = joined(piped_text(sys.stdin), prompt)
+    return RunConfig(model, prompt, interactive, chat, args.system, args.json, loading, generation)
+
+
+def is_person(stdin: TextIO | None) -> bool:
+    return stdin is not None and stdin.isatty()
+
+
+def is_model_word(word: str) -> bool:
+    """Whether the first word of ``run`` is a model: it could be a name or a path, or it ends in ``.gguf``."""
+    return bool(_MODEL_WORD.fullmatch(word)) or word.lower().endswith(".gguf")
+
+
+def piped_text(stdin: TextIO | None) -> str:
+    """All of standard input without its trailing line ends, or "" when a person sits there."""
+    if stdin is None or is_person(stdin):
+        return ""
+    # A pipe that nobody closes looks like a hanging program, so say what it waits for.
+    hint = threading.Timer(HINT_AFTER_S, print, ["[reading standard input to its end]"], {"file": sys.stderr})
+    hint.daemon = True
+    hint.start()
+    try:
+        data = stdin.buffer.read()
+    finally:
+        hint.cancel()
+    try:
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}): "
+            "pipe text, converted with iconv if it has another encoding"
+        ) from None
+
+
+def joined(piped: str, prompt: str | None) -> str:
+    """Piped text, an empty line, the prompt. Raises ``UsageError`` when both are empty."""
+    text = "\n\n".join(part for part in (piped, prompt) if part)
+    if not text.strip():
+        raise UsageError('the prompt is empty: give one, as in nanollama run smollm2 "Why is the sky blue?"')
+    return text
+
+
+def checked(text: str, what: str) -> str:
+    """``text``, unless the bytes it was typed with were not UTF-8 (PEP 383 marks those with surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{what} is not valid UTF-8 text: check the encoding of the terminal or script"
+        ) from None
+    return text
+
+
+def run(config: RunConfig) -> int:
+    """Load the model and do what ``config`` says."""
+    terminal = Terminal(sys.stdout, sys.stderr)
+    with load(config.model, config.loading, terminal) as llm:
+        chat = config.chat and llm.has_template
+        if config.chat and not llm.has_template:
+            if config.system is not None:
+                raise UsageError(
+                    f"--system needs a chat template and {short_name(llm)} has none: use the prompt for it"
+                )
+            terminal.note(f"{short_name(llm)} has no chat template: it completes the prompt as plain text")
+        if config.interactive:
+            from nanollama.cli.reader import open_reader
+            from nanollama.cli.repl import COMMANDS, Repl
+
+            repl = Repl(llm, terminal, chat=chat, system=config.system, generation=config.generation)
+            return repl.run(open_reader(terminal, list(COMMANDS)), first=config.prompt)
+        assert config.prompt is not None  # run_config made it so
+        return run_once(llm, config.prompt, config, terminal, chat=chat)
+
+
+def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
+    """The model, with a bar while it is fetched and a message while it is read.
+
+    It is resolved first, so that a name that means nothing costs no import of anything heavy.
+    """
+    from nanollama.cli.progress import ProgressBar
+    from nanollama.store.store import resolve
+
+    resolve(model, progress=ProgressBar())
+    with terminal.status(f"Loading {model} …"):
+        from nanollama.llm import LLM
+
+        return LLM(model, **loading)
+
+
+def run_once(llm: "LLM", prompt: str, config: RunConfig, terminal: Terminal, *, chat: bool) -> int:
+    """One prompt, one answer. Raises ``KeyboardInterrupt`` again when what was written is a whole line."""
+    question = [Message("user", prompt)] if chat else prompt
+    system = config.system if chat else None
+    ask = partial(llm.events, question, system=system, **config.generation)
+    shown = show(ask, None if config.json else terminal)
+    if shown.completion is None:
+        raise KeyboardInterrupt
+    if config.json:
+        terminal.write(json.dumps(as_json(llm, shown.completion, shown.first_s), ensure_ascii=False) + "\n")
+        return 0
+    terminal.note(timing_text(shown.completion.timings))
+    for notice in notices(shown.completion, llm.n_ctx, config.generation.get("max_tokens")):
+        terminal.note(notice)
+    return 0
+
+
+def show(ask: Callable[[], Iterator[TextEvent]], terminal: Terminal | None) -> Shown:
+    """Ask, and write each piece as it comes (nowhere without a terminal), to the end or to Ctrl+C."""
+    text, completion, first_s = "", None, 0.0
+    start = time.perf_counter()
+    try:
+        for event in ask():
+            first_s = first_s or time.perf_counter() - start
+            text += event.text
+            completion = event.completion
+            if terminal:
+                terminal.write(event.text)
+    except KeyboardInterrupt:
+        pass  # what was written stays, and without a completion the caller knows
+    if terminal:
+        terminal.end_line()
+    return Shown(text, completion, first_s)
+
+
+def short_name(llm: "LLM") -> str:
+    """What the model is called in a sentence: its name, or the last part of its path."""
+    return Path(llm.name).name
+
+
+def as_json(llm: "LLM", completion: Completion, first_s: float) -> dict[str, Any]:
+    timings = completion.timings
+    return {
+        "model": llm.name,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "timings": {
+            "load_s": round(llm.load_s, 6),
+            "prefill_tokens": timings.prefill_tokens,
+            "prefill_s": round(timings.prefill_s, 6),
+            "prefill_tok_s": round(timings.prefill_tok_s, 3),
+            "decode_tokens": timings.decode_tokens,
+            "decode_s": round(timings.decode_s, 6),
+            "decode_tok_s": round(timings.decode_tok_s, 3),
+            "time_to_first_token_s": round(first_s, 6),
+        },
+        "dropped_messages": completion.dropped_messages,
+        "dropped_tokens": completion.dropped_tokens,
+    }

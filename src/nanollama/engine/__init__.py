@@ -1,0 +1,1 @@
+"""Who runs, with which cache blocks, and the step that runs them."""

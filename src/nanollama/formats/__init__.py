@@ -1,0 +1,1 @@
+"""Model files: GGUF, tensor names, and loading."""

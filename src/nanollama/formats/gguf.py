@@ -1,0 +1,315 @@
+"""GGUF model files: a path comes in, typed metadata and read-only views of the packed tensors go out.
+
+The file is memory mapped. Opening checks the whole header (``gguf_header``), so that every view lies within
+the file; arrays of metadata are decoded when they are first asked for. A model split by llama.cpp's
+``gguf-split`` is opened from any of its parts.
+"""
+
+import mmap
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
+from nanollama.formats.gguf_header import (
+    Header,
+    TensorInfo,
+    decode_entry,
+    parse_header,
+    shown,
+    string_items,
+)
+from nanollama.formats.gguf_values import Typed, ValueType, type_name
+
+__all__ = ["GGUFFile", "TensorInfo"]
+
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+# What a file that is no GGUF looks like: (offset, bytes there, what to tell the user).
+_LOOKALIKES = (
+    (8, b'{"', "a safetensors file; convert it to GGUF"),
+    (0, b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint; convert it to GGUF"),
+    (0, b"\x80\x02", "a Python pickle, which is never loaded; convert it to GGUF"),
+    (0, b"\x80\x03", "a Python pickle, which is never loaded; convert it to GGUF"),
+    (0, b"\x80\x04", "a Python pickle, which is never loaded; convert it to GGUF"),
+    (0, b"\x80\x05", "a Python pickle, which is never loaded; convert it to GGUF"),
+    (0, b"version https://git-lfs", "a git-lfs pointer and not the model itself; run `git lfs pull`"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it first"),
+    (0, b"FUGG", "a GGUF file with its bytes swapped; convert the model again"),
+    (0, b"lmgg", "a GGML file older than GGUF; convert the model again"),
+    (0, b"fmgg", "a GGML file older than GGUF; convert the model again"),
+    (0, b"tjgg", "a GGML file older than GGUF; convert the model again"),
+    (0, b"algg", "a GGML adapter older than GGUF; convert it again"),
+    (0, b"<", "an HTML or XML page, perhaps a download that needed a login; fetch it again"),
+    (0, b"{", "a JSON file"),
+    (0, bytes(16), "zeros, perhaps a download that never finished; fetch it again"),
+)
+
+K = TypeVar("K", int, float, str, bool)
+D = TypeVar("D")
+
+
+class _Required:
+    """The default of a key that must be there."""
+
+
+_REQUIRED = _Required()
+
+
+class _Part:
+    """One mapped file: its header, and its bytes as long as the file keeps the length that was checked."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        self.path = path
+        self._map = _mapped(path)
+        self._view = memoryview(self._map)
+        self._closed = False
+        try:
+            self.header = _checked_header(self._view, index)
+        except (FormatError, UnsupportedError) as error:
+            self.close()
+            raise type(error)(f"{path.name}: {error}") from None
+
+    def content(self) -> memoryview:
+        """The whole file, read-only. FormatError if it has shrunk: touching what is gone ends the process."""
+        if self._closed:
+            raise ValueError(f"{self.path.name} has been closed")
+        size = self._map.size()
+        if size < len(self._view):
+            raise FormatError(
+                f"{self.path.name} had {len(self._view)} bytes when it was opened and has {size} now: "
+                "something cut it short while it was in use; fetch it again"
+            )
+        return self._view
+
+    def release(self, start: int, size: int) -> None:
+        """Lets the system drop the pages that lie wholly in a range; they are read again when they are needed."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if whole > 0 and sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTNEED, first, whole)
+
+    def close(self) -> None:
+        self._closed = True
+        self._view.release()
+        # While views are in use the map can't be closed; it goes when the last of them does.
+        with suppress(BufferError):
+            self._map.close()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The file as a read-only map. Special files are refused unopened: opening a FIFO blocks."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise FormatError(
+                f"{path.name} is a folder, but a GGUF file was expected; give the path of the file"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path.name} is not a regular file, but a GGUF file was expected")
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{path.name} is not a regular file, but a GGUF file was expected")
+            if status.st_size == 0:
+                raise FormatError(f"{path.name} is empty, but a GGUF file was expected; fetch it again")
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{path.name} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in the path, or a file that became empty in between.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FormatError(f"{path.name} cannot be read: {reason}") from None
+
+
+def _checked_header(view: memoryview, index: int) -> Header:
+    start = bytes(view[:32])
+    if start[:4] != b"GGUF":
+        for offset, magic, meaning in _LOOKALIKES:
+            if start[offset : offset + len(magic)] == magic:
+                raise FormatError(f"this is not a GGUF file, it looks like {meaning}")
+        raise FormatError(f"this is not a GGUF file: it starts with {start[:4]!r} instead of b'GGUF'")
+    return parse_header(view, index)
+
+
+class _LazyMetadata(Mapping[str, Any]):
+    """Key -> value as Python objects, each decoded when first asked for and then kept."""
+
+    def __init__(self, part: _Part) -> None:
+        self._part = part
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._values:
+            entry = self._part.header.entries[key]
+            self._values[key] = decode_entry(self._part.content(), entry)
+        return self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._part.header.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._part.header.entries)
+
+    def __len__(self) -> int:
+        return len(self._part.header.entries)
+
+
+class GGUFFile:
+    """An open GGUF model: one file, or all the files of a split model.
+
+    ``path`` is the path it was opened by. ``metadata``, ``version`` and ``alignment`` are those of the first
+    part; ``tensors`` holds the tensors of all parts in file order.
+
+    Metadata values are decoded when first asked for: numbers are int, float or bool, text is str, arrays are
+    lists. Text that is not valid UTF-8 (pieces of a vocabulary may hold any bytes) is decoded with
+    ``surrogateescape``, which loses nothing; ``get_bytes`` gives the bytes themselves.
+
+    FormatError if a file is malformed, UnsupportedError if it is well formed but of a kind that is not read,
+    ModelNotFoundError if there is no such file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._parts: list[_Part] = []
+        self.tensors: dict[str, TensorInfo] = {}
+        try:
+            self._open_parts()
+            header = self._parts[0].header
+            self.version: int = header.version
+            self.alignment: int = header.alignment
+            self.metadata: Mapping[str, Any] = _LazyMetadata(self._parts[0])
+            self._merge_tensors()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_parts(self) -> None:
+        match = _SPLIT_NAME.fullmatch(self.path.name)
+        count = int(match["count"]) if match else 1
+        if match and not 1 <= int(match["number"]) <= count:
+            raise FormatError(f"{self.path.name} is named as part {int(match['number'])} of {count}")
+        for index in range(count):
+            path = self.path
+            if match:
+                path = path.with_name(f"{match['stem']}-{index + 1:05d}-of-{count:05d}.gguf")
+            try:
+                part = _Part(path, index)
+            except ModelNotFoundError:
+                if path == self.path:
+                    raise
+                raise FormatError(
+                    f"{path.name} is missing, part {index + 1} of {count}; put all parts in one folder"
+                ) from None
+            self._parts.append(part)
+            _check_place(part, index, count)
+
+    def _merge_tensors(self) -> None:
+        for part in self._parts:
+            for name, tensor in part.header.tensors.items():
+                if name in self.tensors:
+                    other = self._parts[self.tensors[name].part].path.name
+                    raise FormatError(f"{part.path.name}: tensor {shown(name)} is also in {other}")
+                self.tensors[name] = tensor
+        expected = self.get("split.tensors.count", int, None)
+        if expected is not None and expected != len(self.tensors):
+            raise FormatError(
+                f"{self.path.name}: metadata key 'split.tensors.count' is {expected}, but there are "
+                f"{len(self.tensors)} tensors; the parts are not of one model"
+            )
+
+    def close(self) -> None:
+        """Lets the files go. Views handed out before stay readable; reading anything more is a ValueError."""
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def data(self, name: str) -> memoryview:
+        """The packed bytes of a tensor: a read-only view of the map, nothing is copied.
+
+        FormatError if there is no such tensor, or if the file has become shorter since it was opened.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise FormatError(f"{self.path.name} has no tensor {shown(name)}, which the model needs")
+        return self._parts[tensor.part].content()[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def release(self, name: str) -> None:
+        """Gives up the memory that reading a tensor took: its bytes stay in the file and in the system's cache."""
+        tensor = self.tensors[name]
+        self._parts[tensor.part].release(tensor.offset, tensor.nbytes)
+
+    @overload
+    def get(self, key: str, kind: type[K]) -> K: ...
+    @overload
+    def get(self, key: str, kind: type[K], default: D) -> K | D: ...
+    def get(self, key: str, kind: type[Any], default: object = _REQUIRED) -> object:
+        """The value of ``key`` as ``kind`` (int, float, str or bool), or ``default`` if there is no such key.
+
+        An int also does where a float is asked for. FormatError if the value is of another type, or if the
+        key is missing and there is no default.
+        """
+        if key not in self.metadata:
+            if default is _REQUIRED:
+                raise FormatError(f"{self.path.name} has no metadata key {shown(key)}, which the model needs")
+            return default
+        value = self.metadata[key]
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not kind:
+            raise self._mistyped(key, kind.__name__)
+        return value
+
+    def get_bytes(self, key: str) -> list[bytes]:
+        """The array of strings ``key`` as the bytes in the file. FormatError as in ``get``."""
+        part = self._parts[0]
+        entry = part.header.entries.get(key)
+        if entry is None:
+            raise FormatError(f"{self.path.name} has no metadata key {shown(key)}, which the model needs")
+        if entry.item is not ValueType.STRING:
+            raise self._mistyped(key, "array of str")
+        return string_items(part.content(), entry)
+
+    def typed(self, key: str) -> Typed:
+        """The value of ``key`` with its exact type, as ``write_gguf`` takes it; KeyError if absent."""
+        entry = self._parts[0].header.entries[key]
+        return Typed(entry.kind, self.metadata[key], entry.item)
+
+    def _mistyped(self, key: str, wanted: str) -> FormatError:
+        entry = self._parts[0].header.entries[key]
+        value = self.metadata[key]
+        return FormatError(
+            f"{self.path.name}: metadata key {shown(key)} is {shown(value)} of type "
+            f"{type_name(entry.kind, entry.item)}, but {wanted} was expected"
+        )
+
+
+def _check_place(part: _Part, index: int, count: int) -> None:
+    """A part must say of itself what its file name says: which part it is, and of how many."""
+    metadata = _LazyMetadata(part)
+    said_index = metadata.get("split.no", 0)
+    # gguf-split leaves a count of 0 in a file that it merged.
+    said_count = metadata.get("split.count", 0) or 1
+    if (said_index, said_count) != (index, count):
+        raise FormatError(
+            f"{part.path.name} is part {index + 1} of {count} by its name, "
+            f"but {said_index + 1} of {said_count} by its metadata keys 'split.no' and "
+            "'split.count'; don't rename split files or mix models"
+        )

@@ -1,0 +1,1 @@
+"""Block quantization: the table of formats, decoding and encoding."""

@@ -1,0 +1,68 @@
+"""The steps between logits and a choice: pure functions from logits to logits.
+
+Penalties work on the whole vocabulary ``[vocab]``. Filters work on candidates sorted by falling logit and
+return how many of them stay. llama.cpp's definitions are followed exactly, so that settings carry over.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+def apply_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
+    """Add a number to the logits of chosen tokens; ``-inf`` forbids one."""
+    out = logits.copy()
+    for token_id, value in bias.items():
+        out[token_id] += value
+    return out
+
+
+def apply_penalties(
+    logits: Logits, latest: Sequence[int], repeat: float, frequency: float, presence: float
+) -> Logits:
+    """Make tokens among the ``latest`` less likely.
+
+    ``repeat`` divides positive logits and multiplies negative ones (Keskar et al. 2019, CTRL); ``frequency``
+    is subtracted for each occurrence and ``presence`` once (as in OpenAI's API).
+    """
+    counts = Counter(latest)
+    ids = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
+    times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
+    out = logits.copy()
+    picked = out[ids]
+    picked = np.where(picked > 0, picked / np.float32(repeat), picked * np.float32(repeat))
+    out[ids] = picked - times * np.float32(frequency) - np.float32(presence)
+    return out
+
+
+def softmax(logits: Logits) -> NDArray[np.float64]:
+    """Probabilities of ``logits`` in float64."""
+    shifted = np.exp(logits.astype(np.float64) - np.max(logits))
+    return np.asarray(shifted / shifted.sum())
+
+
+def top_k(logits: Logits, k: int | None) -> NDArray[np.int64]:
+    """Ids of the ``k`` highest logits (all for ``None``), highest first, equal ones by id."""
+    if k is not None and k < len(logits):
+        # Everything at least as high as the k-th: a superset where logits are equal, cut after the stable
+        # sort.
+        threshold = np.partition(logits, len(logits) - k)[len(logits) - k]
+        candidates = np.flatnonzero(logits >= threshold)
+    else:
+        candidates = np.arange(len(logits))
+    order = np.argsort(-logits[candidates], kind="stable")
+    return np.asarray(candidates[order][:k])
+
+
+def top_p_count(logits: Logits, p: float) -> int:
+    """How many of the sorted candidates make up probability ``p`` (Holtzman et al. 2020), at least one."""
+    return int(np.searchsorted(np.cumsum(softmax(logits)), p)) + 1
+
+
+def min_p_count(logits: Logits, p: float) -> int:
+    """How many of the sorted candidates are at least ``p`` times as likely as the first (Nguyen 2024)."""
+    return int(np.count_nonzero(logits >= logits[0] + np.log(p)))

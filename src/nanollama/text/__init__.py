@@ -1,0 +1,1 @@
+"""Text on both sides of the model: templates, tokens, and text again. No torch, no numpy."""

@@ -1,0 +1,180 @@
+"""Attention over the paged cache against float64, and equal to the bit however the work is cut."""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Cache, Kernels
+
+SPAN = 256
+
+
+@dataclass
+class Case:
+    """One sequence: queries, keys and values ``[tokens, heads, head_dim]``, and a cache that holds the latter two."""
+
+    q: NDArray[np.float32]
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+    block_size: int = 16
+    window: int = 0
+    softcap: float = 0.0
+    scale: float = 0.125
+
+    def __post_init__(self) -> None:
+        tokens, kv_heads, dim = self.k.shape
+        blocks = (tokens + self.block_size - 1) // self.block_size
+        rng = np.random.default_rng(0)
+        self.table = rng.permutation(blocks + 3)[:blocks].astype(np.int32)
+        # What was never written is NaN: reading it would show.
+        self.keys = np.full((blocks + 3, kv_heads, self.block_size * dim), 0x7E00, np.uint16)
+        self.values = self.keys.copy()
+        self.cache = Cache(self.keys.ctypes.data, self.values.ctypes.data, self.block_size, kv_heads, dim)
+
+    def store(self, kernels: Kernels, first: int = 0, last: int | None = None) -> None:
+        k, v = (np.ascontiguousarray(x[first:last]) for x in (self.k, self.v))
+        at = np.arange(first, first + len(k))
+        slots = self.table[at // self.block_size].astype(np.int64) * self.block_size + at % self.block_size
+        stride = k.shape[1] * k.shape[2]
+        kernels.store_kv(
+            ctypes.byref(self.cache), k.ctypes.data, v.ctypes.data, stride, slots.ctypes.data, 0, len(k)
+        )
+
+    def run(
+        self, kernels: Kernels, tiles: list[tuple[int, int]], split: bool = False
+    ) -> NDArray[np.float32]:
+        """Attends for the rows of each ``(first, count)`` tile; ``split`` makes an item of every span of every row."""
+        _, heads, dim = self.q.shape
+        rows = [row for first, count in tiles for row in range(first, first + count)]
+        query = np.ascontiguousarray(self.q[rows])
+        out = np.full_like(query, np.nan)
+        items, merges, slots, row = [], [], 0, 0
+        for first, count in tiles:
+            oldest = max(0, first - self.window + 1) if self.window else 0
+            begin, end = oldest // SPAN, (first + count - 1) // SPAN + 1
+            if split:
+                assert count == 1
+                for span in range(begin, end):
+                    items.append(AttentionItem(row, 1, 0, first, span, span + 1, slots + span - begin, 0))
+                merges.append(AttentionMerge(row, slots, end - begin, 0))
+                slots += end - begin
+            else:
+                items.append(AttentionItem(row, count, 0, first, begin, end, -1, 0))
+            row += count
+        partials = np.full((max(slots, 1), heads, dim + 2), np.nan, np.float32)
+        job = Attention(
+            self.cache, query.ctypes.data, heads * dim, self.table.ctypes.data, len(self.table), heads, self.window,
+            self.scale, self.softcap, out.ctypes.data, heads * dim, partials.ctypes.data,
+        )  # fmt: skip
+        units = len(items) * self.cache.kv_heads
+        array = (AttentionItem * len(items))(*items)
+        for begin in reversed(range(0, units, 2)):  # any order of units will do
+            kernels.attention(ctypes.byref(job), array, begin, min(begin + 2, units))
+        if merges:
+            kernels.attention_merge(ctypes.byref(job), (AttentionMerge * len(merges))(*merges), 0, len(merges) * heads)
+        return out
+
+    def expected(self, rows: list[int]) -> NDArray[np.float64]:
+        group = self.q.shape[1] // self.k.shape[1]
+        k, v = (np.repeat(x.astype(np.float16).astype(np.float64), group, axis=1) for x in (self.k, self.v))
+        scores = np.einsum("qhd,thd->hqt", self.q[rows].astype(np.float64), k) * self.scale
+        if self.softcap:
+            scores = self.softcap * np.tanh(scores / self.softcap)
+        t, position = np.arange(len(k))[None, :], np.array(rows)[:, None]
+        seen = (t <= position) & ((t > position - self.window) if self.window else True)
+        scores = np.where(seen, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.einsum("hqt,thd->qhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def make(tokens: int, heads: int, kv_heads: int, dim: int, size: float = 1.0, **options: float) -> Case:
+    rng = np.random.default_rng(tokens + dim)
+    q, k, v = (rng.standard_normal((tokens, n, dim)) for n in (heads, kv_heads, kv_heads))
+    return Case(*((x * size).astype(np.float32) for x in (q, k, v)), **options)  # type: ignore[arg-type]  # ints too
+
+
+def tiles_of(tokens: int, rows: int = 16, first: int = 0) -> list[tuple[int, int]]:
+    return [(at, min(rows, tokens - at)) for at in range(first, tokens, rows)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "dim"),
+    [(1, 1, 1, 16), (5, 4, 2, 64), (40, 9, 3, 64), (300, 4, 1, 256), (530, 6, 6, 32), (270, 14, 2, 128), (33, 3, 3, 80)],
+)
+def test_attention_is_that_of_float64(kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int) -> None:
+    case = make(tokens, heads, kv_heads, dim)
+    case.store(kernels)
+    out = case.run(kernels, tiles_of(tokens))
+    np.testing.assert_allclose(out, case.expected(list(range(tokens))), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 48, 256])
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (1, 0.0), (20, 0.0), (300, 0.0), (0, 50.0), (40, 5.0)])
+def test_windows_and_caps_are_those_of_float64(
+    kernels: Kernels, block_size: int, window: int, softcap: float
+) -> None:
+    case = make(600, 2, 1, 64, 2.0, block_size=block_size, window=window, softcap=softcap)
+    case.store(kernels)
+    rows = [0, 1, 15, 16, 255, 256, 257, 511, 512, 599]
+    out = case.run(kernels, [(row, 1) for row in rows])
+    np.testing.assert_allclose(out, case.expected(rows), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("window", [0, 100, 256, 300])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (4, 2), (7, 1)])
+def test_a_row_is_the_same_to_the_bit_in_any_tile_and_any_split(
+    kernels: Kernels, window: int, heads: int, kv_heads: int
+) -> None:
+    case = make(700, heads, kv_heads, 64, window=window)
+    case.store(kernels)
+    whole = case.run(kernels, tiles_of(700))
+    for rows, first in ((1, 590), (3, 500), (7, 240), (16, 250)):
+        tiles = tiles_of(700, rows, first)
+        np.testing.assert_array_equal(case.run(kernels, tiles), whole[first:])
+    np.testing.assert_array_equal(case.run(kernels, tiles_of(700, 1, 500), split=True), whole[500:])
+
+
+def test_a_prefill_tile_does_not_depend_on_what_comes_after_it(kernels: Kernels) -> None:
+    case, later = make(64, 4, 2, 64), make(64, 4, 2, 64)
+    case.store(kernels, 0, 48)
+    later.store(kernels)
+    tiles = tiles_of(48)
+    np.testing.assert_array_equal(case.run(kernels, tiles), later.run(kernels, tiles))
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish(kernels: Kernels) -> None:
+    case = make(520, 2, 1, 64, 30.0)
+    case.store(kernels)
+    rows = [300, 511, 519]
+    out = case.run(kernels, [(row, 1) for row in rows])
+    np.testing.assert_allclose(out, case.expected(rows), rtol=0, atol=2e-3)
+
+
+def test_values_beyond_float16_are_cut_to_its_largest(kernels: Kernels) -> None:
+    case = make(3, 1, 1, 16)
+    case.v[0, 0, 3], case.v[0, 0, 4] = 1e6, -1e6
+    case.store(kernels)
+    out = case.run(kernels, [(0, 1)])
+    assert (out[0, 0, 3], out[0, 0, 4]) == (65504, -65504)
+
+
+def test_rows_with_a_negative_slot_are_not_stored(kernels: Kernels) -> None:
+    case = make(2, 1, 1, 16)
+    before = case.keys.copy()
+    slots = np.full(2, -1, np.int64)
+    kernels.store_kv(ctypes.byref(case.cache), case.k.ctypes.data, case.v.ctypes.data, 16, slots.ctypes.data, 0, 2)
+    np.testing.assert_array_equal(case.keys, before)
+
+
+def test_the_fast_variants_store_what_the_portable_one_stores(kernels: Kernels, portable: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = make(100, 1, 1, 64), make(100, 1, 1, 64)
+    extremes = (rng.standard_normal((100, 1, 64)) * np.exp(rng.uniform(-20, 15, (100, 1, 64)))).astype(np.float32)
+    ours.k[:], theirs.k[:] = extremes, extremes
+    ours.store(kernels)
+    theirs.store(portable)
+    np.testing.assert_array_equal(ours.keys, theirs.keys)
+    np.testing.assert_array_equal(ours.values, theirs.values)
