@@ -171,10 +171,7 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
 // Weights come from memory once per pass, in order: far enough ahead to hide its latency, near enough to stay in L1.
-#ifndef NL_PF
-#define NL_PF 2048
-#endif
-constexpr int64_t kPrefetch = NL_PF;
+constexpr int64_t kPrefetch = 2048;
 
 template <class Q, class S, int G, int M>
 NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks, const int8_t* quants,
@@ -262,13 +259,6 @@ struct Output {
     }
 };
 
-#ifndef NL_GV
-#define NL_GV 2
-#endif
-#ifndef NL_G
-#define NL_G 1
-#endif
-
 struct Job {
     const uint8_t* data;
     Planes planes;
@@ -280,6 +270,7 @@ struct Job {
 
 template <class Q, class S>
 struct QuantTiles {
+    static constexpr int decode_groups = 2;
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         const int64_t blocks = job.cols / kBlock;
@@ -289,6 +280,7 @@ struct QuantTiles {
 
 template <FloatKind kind>
 struct FloatTiles {
+    static constexpr int decode_groups = 4;  // one chain of additions per group: four of them hide their latency
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         float_tile<kind, G, M>(base, job.cols, job.x->values + row * job.x->stride, job.x->stride, acc);
@@ -316,14 +308,15 @@ void run_job(const Job& job, int64_t rows) {
     for (int64_t first = 0; first < rows; first += panel) {
         const int64_t last = first + panel < rows ? first + panel : rows;
         if (last - first == 1) {
-            for (int64_t group = job.begin; group < job.end; group += NL_GV) run_tile<Tiles, NL_GV, 1>(job, group, first);
+            constexpr int G = Tiles::decode_groups;
+            for (int64_t group = job.begin; group < job.end; group += G) run_tile<Tiles, G, 1>(job, group, first);
             continue;
         }
-        for (int64_t group = job.begin; group < job.end; group += NL_G) {
+        for (int64_t group = job.begin; group < job.end; group += 2) {
             int64_t row = first;
-            for (; row + 4 <= last; row += 4) run_tile<Tiles, NL_G, 4>(job, group, row);
-            if (row + 2 <= last) run_tile<Tiles, NL_G, 2>(job, group, row), row += 2;
-            if (row < last) run_tile<Tiles, NL_G, 1>(job, group, row);
+            for (; row + 4 <= last; row += 4) run_tile<Tiles, 2, 4>(job, group, row);
+            if (row + 2 <= last) run_tile<Tiles, 2, 2>(job, group, row), row += 2;
+            if (row < last) run_tile<Tiles, 2, 1>(job, group, row);
         }
     }
 }

@@ -89,10 +89,10 @@ class NativeOps:
         return x
 
     def rms_norm(self, x: Value, weight: NativeWeight, eps: float) -> Value:
-        if weight.size < x.cols:
-            heads = x.cols // weight.size
+        if x.cols < x.stride:
+            # A part of a merged result: q or k, normed head by head where it lies.
             record = self._of(x, OpKind.HEAD_NORM, weight=weight.address, value=eps)
-            record.heads, record.head_dim = heads, weight.size
+            record.heads, record.head_dim = x.cols // weight.size, weight.size
             return x
         record = self._of(x, OpKind.NORM, weight=weight.address, value=eps)
         if x.pending is not None:
