@@ -66,12 +66,10 @@ class Packed:
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
-    """Zeroed bytes at a 64-byte boundary, with a pattern behind them that must survive."""
-    memory = np.full(nbytes + 128, 0xA5, np.uint8)
+    """Zeroed bytes at a 64-byte boundary."""
+    memory = np.zeros(nbytes + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    view = memory[start : start + nbytes]
-    view[:] = 0
-    return view
+    return memory[start : start + nbytes]
 
 
 def pack(

@@ -5,16 +5,19 @@ streaming shows.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, get_args
 
+from nanollama.backends.select import BackendChoice, load_backend
 from nanollama.errors import TemplateError, UsageError
 from nanollama.sampling.params import model_settings, sampling_params
 from nanollama.text.chat import fit_chat
 from nanollama.text.stream import TextStream
 from nanollama.types import (
+    DEFAULT_MODEL,
     Completion,
     ContextPolicy,
     FinishReason,
@@ -38,9 +41,6 @@ Messages = Sequence[Message | Mapping[str, str]]
 DEFAULT_MAX_CONTEXT = 8192
 """The context window where none is asked for, unless the model's own is smaller: it fits small machines."""
 
-DTYPES = ("float32", "float16", "bfloat16")
-DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16", "mps": "float16"}
-
 
 class LLM:
     """A loaded model. Use it as a context manager, or call :meth:`close`.
@@ -51,36 +51,42 @@ class LLM:
 
     def __init__(
         self,
-        model: str = "smollm2",
+        model: str = DEFAULT_MODEL,
         *,
+        backend: str = "auto",
         device: str = "auto",
         dtype: str | None = None,
+        threads: int | None = None,
         n_ctx: int | None = None,
         progress: "Progress | None" = None,
+        notice: Callable[[str], None] = warnings.warn,
     ) -> None:
         """Find, if need be fetch, and load a model.
 
         Args:
             model: a name from the catalogue or the path of a ``.gguf`` file.
+            backend: ``native`` (CPU kernels), ``torch``, or ``auto`` for the fastest that can run the model.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-            dtype: ``float32``, ``float16`` or ``bfloat16``; ``None`` takes what suits the device.
+            dtype: ``float32``, ``float16`` or ``bfloat16``, on the torch backend; ``None`` takes what suits.
+            threads: CPU threads; ``None`` takes as many as there are physical cores.
             n_ctx: size of the context window in tokens; ``None`` takes the model's, at most 8192.
-            progress: called while a download runs; see ``nanollama.store``.
+            progress: told how a download goes on.
+            notice: told when a slower way had to be taken.
 
         Raises:
             NanollamaError: one of its kinds, with a sentence that says what to do.
         """
         from nanollama.store.store import resolve
 
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        choice = BackendChoice(backend, device, dtype, threads)
         self.name = model
         self.path: Path = resolve(model, progress=progress)
         start = time.perf_counter()
-        self._load(device, dtype, n_ctx)
+        self._load(choice, n_ctx, notice)
         self.load_s = time.perf_counter() - start
 
-    def _load(self, device: str, dtype: str | None, n_ctx: int | None) -> None:
+    def _load(self, choice: BackendChoice, n_ctx: int | None, notice: Callable[[str], None]) -> None:
+        from nanollama.engine.engine import Engine
         from nanollama.model.checkpoint import open_gguf
         from nanollama.text.tokenizer import Tokenizer
 
@@ -90,17 +96,11 @@ class LLM:
             self.n_ctx = _context(n_ctx, self.spec.max_context)
             self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
             self._template = self._chat_template(checkpoint)
-            self._model_settings = model_settings(checkpoint.metadata)
-            # Late, so that a wrong file or argument is reported without waiting for torch.
-            from nanollama.backends.torch_backend import TorchBackend, choose_device
-            from nanollama.engine.engine import Engine
-
-            self.device = choose_device(device)
-            self.dtype = dtype or DEFAULT_DTYPES[self.device]
-            backend = TorchBackend(
-                self.spec, checkpoint.tensors, device=self.device, dtype=self.dtype, cache_tokens=self.n_ctx
+            self._model_settings = {**model_settings(checkpoint.metadata), **_recommended(self.name)}
+            self.loaded = load_backend(
+                choice, self.spec, checkpoint.tensors, cache_tokens=self.n_ctx, notice=notice
             )
-            self.engine = Engine(backend, self.n_ctx)
+            self.engine = Engine(self.loaded.backend, self.n_ctx)
         finally:
             checkpoint.close()
 
@@ -111,6 +111,16 @@ class LLM:
         from nanollama.text.template import ChatTemplate
 
         return ChatTemplate(source, bos_token=self.tokenizer.bos_text, eos_token=self.tokenizer.eos_text)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: ``cpu``, ``cuda`` or ``mps``."""
+        return self.loaded.device
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in; ``as stored`` on the native backend."""
+        return self.loaded.dtype
 
     @property
     def has_template(self) -> bool:
@@ -201,8 +211,8 @@ class LLM:
         return self.engine.score(token_ids)
 
     def close(self) -> None:
-        """Release the weights and the cache."""
-        del self.engine
+        """Release the weights and the cache; closing twice does no harm."""
+        self.loaded.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -274,6 +284,18 @@ def fold(events: Iterator[TextEvent]) -> Completion:
         completion = event.completion
     assert completion is not None, "an event stream ends with its completion"
     return completion
+
+
+def _recommended(model: str) -> Mapping[str, float]:
+    """The sampling settings that the catalogue knows for a model's name."""
+    from nanollama.store.catalogue import find_entry
+    from nanollama.store.names import ModelName
+
+    try:
+        entry = find_entry(ModelName.parse(model))
+    except UsageError:  # a path
+        return {}
+    return {} if entry is None else entry.sampling
 
 
 def _ends_turn(event: TokenEvent, request: Request) -> bool:

@@ -14,6 +14,11 @@ FinishReason = Literal["stop", "length"]
 ContextPolicy = Literal["drop_oldest", "error"]
 """What happens to a conversation that is too long: drop the oldest turns and say so, or refuse."""
 
+DEFAULT_MODEL = "smollm2"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("auto", "native", "torch")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -1,4 +1,10 @@
-"""The kernel library, compiled once per state of its sources, and its variants one by one."""
+"""The kernel library, compiled once per state of its sources, and its variants one by one.
+
+With ``KERNELS_SANITIZE=address,undefined`` (any list for ``-fsanitize``) the library is built with these sanitizers. Python itself
+is not, so their runtime has to be loaded before it: ``LD_PRELOAD=$(g++ -print-file-name=libasan.so)``.
+"""
+
+import os
 
 import pytest
 
@@ -14,9 +20,11 @@ def kernel_library(pytestconfig: pytest.Config) -> Library:
     if build.find_compiler() is None:
         pytest.skip("the kernels can't be compiled here: no C++ compiler was found (install g++ or set CXX)")
     assert pytestconfig.cache is not None
-    path = pytestconfig.cache.mkdir("kernels") / f"kernels-{build.digest()}.so"
+    sanitizers = os.environ.get("KERNELS_SANITIZE", "")
+    flags = (f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-O1", "-g") if sanitizers else ()
+    path = pytestconfig.cache.mkdir("kernels") / f"kernels-{build.digest()}-{sanitizers.replace(',', '-')}.so"
     if not path.exists():
-        build.build(path)
+        build.build(path, flags)
     return Library(path)
 
 

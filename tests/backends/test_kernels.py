@@ -4,10 +4,21 @@ import ctypes
 
 import numpy as np
 import pytest
-from packing import BLOCK_TYPES, TYPES, Packed, blocks_of, decoded, inputs, matmul, pack, random_rows, set_halves
 
 from nanollama.backends.native.library import Activations, Kernels, Library
 from nanollama.quant.formats import FORMATS
+from packing import (
+    BLOCK_TYPES,
+    TYPES,
+    Packed,
+    blocks_of,
+    decoded,
+    inputs,
+    matmul,
+    pack,
+    random_rows,
+    set_halves,
+)
 
 TOLERANCE = 2e-6
 """Of sum |activation| * largest |weight| of the row: some rounding per block, far below what one wrong weight makes."""

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Cache, Kernels
+from nanollama.backends.native.library import (
+    Attention,
+    AttentionItem,
+    AttentionMerge,
+    Cache,
+    Kernels,
+)
 
 SPAN = 256
 
@@ -143,6 +149,37 @@ def test_a_prefill_tile_does_not_depend_on_what_comes_after_it(kernels: Kernels)
     later.store(kernels)
     tiles = tiles_of(48)
     np.testing.assert_array_equal(case.run(kernels, tiles), later.run(kernels, tiles))
+
+
+@pytest.mark.parametrize("window", [0, 60, 290])
+def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: int) -> None:
+    """One cache, one call: a decode row, a prefill chunk in the middle, a whole prompt, a short chunk far along."""
+    new, cached = (1, 37, 20, 3), (700, 240, 0, 600)
+    heads, kv_heads, dim, size = 6, 2, 64, 32
+    cases = [
+        make(n + c, heads, kv_heads, dim, block_size=size, window=window) for n, c in zip(new, cached, strict=True)
+    ]
+    for case in cases:
+        case.store(kernels)
+    tables = np.full((4, max(len(case.table) for case in cases)), -1, np.int32)
+    for i, case in enumerate(cases):
+        tables[i, : len(case.table)] = case.table + sum(len(before.keys) for before in cases[:i])
+    keys, values = np.concatenate([c.keys for c in cases]), np.concatenate([c.values for c in cases])
+    query = np.concatenate([case.q[c:] for case, c in zip(cases, cached, strict=True)])
+    out = np.full_like(query, np.nan)
+    job = Attention(
+        Cache(keys.ctypes.data, values.ctypes.data, size, kv_heads, dim), query.ctypes.data, heads * dim,
+        tables.ctypes.data, tables.shape[1], heads, window, 0.125, 0.0, out.ctypes.data, heads * dim, None,
+    )  # fmt: skip
+    items, row = [], 0
+    for i, (n, c) in enumerate(zip(new, cached, strict=True)):
+        for position, rows in tiles_of(n + c, 16, c):
+            first = max(0, position - window + 1) // SPAN if window else 0
+            items.append(AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1, 0))
+            row += rows
+    kernels.attention(ctypes.byref(job), (AttentionItem * len(items))(*items), 0, len(items) * kv_heads)
+    alone = [case.run(kernels, tiles_of(n + c, 16, c)) for case, n, c in zip(cases, new, cached, strict=True)]
+    np.testing.assert_array_equal(out, np.concatenate(alone))
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish(kernels: Kernels) -> None:

@@ -4,10 +4,10 @@ import ctypes
 
 import numpy as np
 import pytest
-from packing import inputs
 from numpy.typing import NDArray
 
 from nanollama.backends.native.library import Activations, Kernels
+from packing import inputs
 
 Floats = NDArray[np.float32]
 

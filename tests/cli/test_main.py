@@ -173,6 +173,8 @@ def test_a_reader_that_goes_away_is_no_error(stories_path: Path) -> None:
         "Once",
         "--model",
         str(stories_path),
+        "--backend",
+        "torch",
         "--seed",
         "1",
     ]

@@ -98,7 +98,7 @@ class Pair:
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     path = request.getfixturevalue(f"{request.param}_path")
-    with LLM(str(path), device="cpu", n_ctx=1024) as llm:
+    with LLM(str(path), backend="torch", device="cpu", n_ctx=1024) as llm:
         yield Pair(path, llm, transformers_twin(path))
 
 
@@ -158,6 +158,6 @@ def test_reference_recipe_and_transformers_agree_on_logits(pair: Pair) -> None:
 
 
 def test_stories260k_gives_its_known_continuation(stories_path: Path) -> None:
-    with LLM(str(stories_path), device="cpu") as llm:
+    with LLM(str(stories_path), backend="torch", device="cpu") as llm:
         text = llm.generate("Once upon a time", max_tokens=32, temperature=0, repeat_penalty=1.0).text
     assert text.startswith(", there was a little girl named Lily. She loved to play")

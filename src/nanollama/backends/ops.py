@@ -55,6 +55,10 @@ class Backend(Protocol):
         """Run one step, filling the cache; the logits ``[logit rows, vocab]``, valid until the next step."""
         ...
 
+    def close(self) -> None:
+        """Release weights, cache and threads."""
+        ...
+
 
 class Ops(Protocol[Tensor, Weight]):
     """What a backend offers the recipe. ``n`` is the number of tokens in the step.

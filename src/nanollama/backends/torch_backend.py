@@ -86,6 +86,11 @@ class TorchBackend:
             ops = TorchOps(batch, self._cache, self._dtype)
             return forward(ops, self.spec, self._weights).float().cpu().numpy()
 
+    def close(self) -> None:
+        """Release the weights and the cache."""
+        self.__dict__.pop("_weights", None)
+        self.__dict__.pop("_cache", None)
+
 
 def choose_device(name: str) -> str:
     """The torch device for ``auto``, ``cpu``, ``cuda`` or ``mps``.

@@ -14,11 +14,8 @@ from typing import Any, get_args
 
 from nanollama.errors import UsageError
 from nanollama.sampling.params import DEFAULTS, SETTINGS
-from nanollama.types import ContextPolicy
+from nanollama.types import BACKENDS, DEVICES, DTYPES, ContextPolicy
 
-DEFAULT_MODEL = "smollm2"
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("float32", "float16", "bfloat16")
 MAX_INT = 2**31
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -128,6 +125,20 @@ GENERATION = (
 """Everything that can differ from one answer to the next."""
 
 LOADING = (
+    Setting(
+        "backend",
+        ("--backend",),
+        "BACKEND",
+        "auto, native (CPU kernels) or torch (auto: the fastest)",
+        partial(choice, choices=BACKENDS),
+    ),
+    Setting(
+        "threads",
+        ("--threads",),
+        "N",
+        "CPU threads (as many as physical cores)",
+        partial(whole, low=1, high=1024),
+    ),
     Setting(
         "device", ("--device",), "DEVICE", "auto, cpu, cuda or mps (auto)", partial(choice, choices=DEVICES)
     ),

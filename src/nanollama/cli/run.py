@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nanollama.cli.options import CONTEXT, DEFAULT_MODEL, GENERATION, LOADING, add_settings, given
+from nanollama.cli.options import CONTEXT, GENERATION, LOADING, add_settings, given
 from nanollama.cli.terminal import Terminal, notices, timing_text
 from nanollama.errors import UsageError
-from nanollama.types import Completion, Message, TextEvent
+from nanollama.types import DEFAULT_MODEL, Completion, Message, TextEvent
 
 if TYPE_CHECKING:
     from nanollama.llm import LLM
@@ -214,10 +214,14 @@ def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
     from nanollama.store.store import resolve
 
     resolve(model, progress=ProgressBar())
+    notices: list[str] = []
     with terminal.status(f"Loading {model} …"):
         from nanollama.llm import LLM
 
-        return LLM(model, **loading)
+        llm = LLM(model, notice=notices.append, **loading)
+    for notice in notices:
+        terminal.note(notice)
+    return llm
 
 
 def run_once(llm: "LLM", prompt: str, config: RunConfig, terminal: Terminal, *, chat: bool) -> int:

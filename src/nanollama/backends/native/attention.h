@@ -8,15 +8,12 @@
 // its spans spread over threads and merged later, or in the middle of a prefill tile: the result is the same to the bit.
 #pragma once
 #include "elementwise.h"
-#include "kernels.h"
+#include "layout.h"
 
 namespace nl {
 namespace NL_VARIANT {
 
-constexpr int64_t kSpan = 256;
 constexpr int64_t kLanes = 16;
-constexpr int64_t kItemRows = 16;
-constexpr int64_t kMaxGroup = 128;  // query heads per key-value head
 
 inline void store_kv(const NlCache* cache, const float* key, const float* value, int64_t stride, const int64_t* slots,
                      int64_t begin, int64_t end) {
@@ -111,16 +108,22 @@ struct SpanTile {
                                const int64_t (&low)[M], const int64_t (&high)[M], F8 (&acc)[M][2]) {
         for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = all(0);
         add_panel<M>(panel, job.cache.head_dim, rows, acc);
-        const I8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        bool all_seen = true;
+        for (int m = 0; m < M; ++m) all_seen &= low[m] <= token && token + kLanes <= high[m];
         for (int m = 0; m < M; ++m) {
             for (int h = 0; h < 2; ++h) {
                 F8 s = acc[m][h] * all(job.scale);
                 if (job.softcap != 0) s = all(job.softcap) * tanh(s / all(job.softcap));
-                const I8 t = lane + all_int(int32_t(token + 8 * h));
-                const I8 seen = (t >= all_int(int32_t(low[m]))) & (t < all_int(int32_t(high[m])));
-                acc[m][h] = seen ? s : all(-INFINITY);
+                acc[m][h] = all_seen ? s : hide(s, token + 8 * h, low[m], high[m]);
             }
         }
+    }
+
+    // -inf for the tokens outside [low, high).
+    NL_INLINE F8 hide(F8 scores, int64_t token, int64_t low, int64_t high) {
+        const I8 t = I8{0, 1, 2, 3, 4, 5, 6, 7} + all_int(int32_t(token));
+        const I8 seen = (t >= all_int(int32_t(low))) & (t < all_int(int32_t(high)));
+        return seen ? scores : all(-INFINITY);
     }
 
     void score(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,
@@ -219,11 +222,18 @@ inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t 
     }
     const ItemRows rows = {job, item, kv_head, group, states};
     for (int64_t span = item.span_begin; span < item.span_end; ++span) {
-        int64_t i = 0;
-        for (; i + 4 <= count; i += 4) rows.run<4>(i, span);
-        if (count - i == 3) rows.run<3>(i, span);
-        if (count - i == 2) rows.run<2>(i, span);
-        if (count - i == 1) rows.run<1>(i, span);
+        for (int64_t i = 0; i < count;) {
+            // Six rows fill the registers; a remainder of 5, 7 or 8 goes better as two tiles of about the same size.
+            const int64_t left = count - i, size = left >= 9 || left == 6 ? 6 : left == 5 ? 3 : left > 4 ? 4 : left;
+            switch (size) {
+                case 6: rows.run<6>(i, span); break;
+                case 4: rows.run<4>(i, span); break;
+                case 3: rows.run<3>(i, span); break;
+                case 2: rows.run<2>(i, span); break;
+                default: rows.run<1>(i, span); break;
+            }
+            i += size;
+        }
     }
     for (int64_t i = 0; i < count; ++i) {
         float* acc = states[i].acc;

@@ -113,7 +113,7 @@ class NativeBackend:
         """A named buffer as an array; the kernels see what is written to it."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * size).from_address(self._buffer(name, size))
-        return np.frombuffer(memory, dtype=dtype).reshape(shape)
+        return np.ndarray(shape, dtype=dtype, buffer=memoryview(memory))
 
     def _allocate_step(self) -> None:
         self._token_ids = self._array("token ids", (MAX_ROWS,), np.int32)
@@ -216,6 +216,5 @@ class NativeBackend:
         )
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:
-        shape = (rows, self.spec.vocab_size)
         memory = (ctypes.c_float * (rows * self.spec.vocab_size)).from_address(self._logits.address)
-        return np.frombuffer(memory, dtype=np.float32).reshape(shape) if rows else np.empty(shape, np.float32)
+        return np.ndarray((rows, self.spec.vocab_size), dtype=np.float32, buffer=memoryview(memory))

@@ -63,13 +63,14 @@ struct NlAttention {
     float* partials;             // [slots, heads, head_dim + 2]: accumulator, maximum, sum
 };
 
-// Up to 16 query rows of one sequence at consecutive positions, over the spans [span_begin, span_end) of the cache. With
-// slot >= 0 the item is one span of one row, and its unfinished result goes to that slot, to be merged later.
+// Up to 16 query rows of one sequence at consecutive positions, over the spans [span_begin, span_end) of the cache (a span
+// is 256 tokens, counted from token 0). With slot >= 0 it is one row and one span, and its unfinished result goes to that
+// slot, to be merged later. The result does not depend on how rows and spans were cut into items.
 struct NlAttentionItem {
     int32_t row, rows, sequence, position, span_begin, span_end, slot, unused;
 };
 
-// Row `row` is the merge of the slots [slot, slot + slots).
+// Row `row` is the merge of the slots [slot, slot + slots), which are its spans in order.
 struct NlAttentionMerge {
     int32_t row, slot, slots, unused;
 };

@@ -27,6 +27,11 @@ constexpr int64_t kRows = 8;
 constexpr int64_t kBlock = 32;
 constexpr int64_t kSuper = 256;
 
+// Attention: tokens per span, query rows per item, and query heads per key-value head at the most.
+constexpr int64_t kSpan = 256;
+constexpr int64_t kItemRows = 16;
+constexpr int64_t kMaxGroup = 128;
+
 struct KindLayout {
     int64_t quants, high, scales, super;  // bytes per group, per block (super: per 256 inputs)
     int64_t value;                        // bytes per weight of a float kind, else 0

@@ -270,7 +270,7 @@ struct Job {
 
 template <class Q, class S>
 struct QuantTiles {
-    static constexpr int decode_groups = 2;
+    static constexpr int decode_groups = kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         const int64_t blocks = job.cols / kBlock;
@@ -280,7 +280,7 @@ struct QuantTiles {
 
 template <FloatKind kind>
 struct FloatTiles {
-    static constexpr int decode_groups = 4;  // one chain of additions per group: four of them hide their latency
+    static constexpr int decode_groups = 2 * kTileGroups;  // one chain of additions per group: several of them hide their latency
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         float_tile<kind, G, M>(base, job.cols, job.x->values + row * job.x->stride, job.x->stride, acc);
@@ -312,11 +312,11 @@ void run_job(const Job& job, int64_t rows) {
             for (int64_t group = job.begin; group < job.end; group += G) run_tile<Tiles, G, 1>(job, group, first);
             continue;
         }
-        for (int64_t group = job.begin; group < job.end; group += 2) {
+        for (int64_t group = job.begin; group < job.end; group += kTileGroups) {
             int64_t row = first;
-            for (; row + 4 <= last; row += 4) run_tile<Tiles, 2, 4>(job, group, row);
-            if (row + 2 <= last) run_tile<Tiles, 2, 2>(job, group, row), row += 2;
-            if (row < last) run_tile<Tiles, 2, 1>(job, group, row);
+            for (; row + 4 <= last; row += 4) run_tile<Tiles, kTileGroups, 4>(job, group, row);
+            if (row + 2 <= last) run_tile<Tiles, kTileGroups, 2>(job, group, row), row += 2;
+            if (row < last) run_tile<Tiles, kTileGroups, 1>(job, group, row);
         }
     }
 }

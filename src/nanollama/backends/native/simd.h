@@ -1,6 +1,7 @@
 // Eight-lane vectors as the compiler's own types: what every variant shares. Included once per variant, after NL_VARIANT
 // is defined, and followed by that variant's primitives (simd_portable.h, simd_avx2.h, ...), which must provide
 //
+//   kTileGroups                        weight groups per matmul tile: as many as the registers hold
 //   F8 fma(a, b, c)                    a * b + c; rounded once or twice, as the machine has it
 //   F8 from_half(p), to_half(p, v)     eight float16 at p
 //   F8 from_brain(p)                   eight bfloat16

@@ -6,45 +6,44 @@
 namespace nl {
 namespace NL_VARIANT {
 
+constexpr int kTileGroups = 1;  // a vector is several registers here: more would spill
+
 NL_INLINE F8 fma(F8 a, F8 b, F8 c) { return a * b + c; }
 
-NL_INLINE F8 from_half(const void* p) {
-    F8 v;
-    for (int i = 0; i < 8; ++i) v[i] = float_of_half(load_u16((const uint8_t*)p + 2 * i));
-    return v;
+// Eight integers of another size, as 32-bit lanes.
+template <class Integer>
+NL_INLINE I8 ints_from(const void* p) {
+    typedef Integer Narrower __attribute__((vector_size(8 * sizeof(Integer))));
+    Narrower v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, I8);
+}
+NL_INLINE I8 ints_from_bytes(const uint8_t* p) { return ints_from<uint8_t>(p); }
+NL_INLINE I8 ints_from_signed_bytes(const uint8_t* p) { return ints_from<int8_t>(p); }
+
+NL_INLINE F8 from_half(const void* p) {  // float_of_half in lanes
+    const I8 half = ints_from<uint16_t>(p), exponent = half & 0x7c00;
+    const F8 scaled = (F8)((half & 0x7fff) << 13) * (F8)all_int(0x77800000);
+    const I8 special = exponent == 0x7c00 ? all_int(0x7f800000) : all_int(0);
+    return (F8)((I8)scaled | special | (half & 0x8000) << 16);
 }
 NL_INLINE void to_half(uint16_t* p, F8 v) {
     for (int i = 0; i < 8; ++i) p[i] = half_of_float(v[i]);
 }
-NL_INLINE I8 ints_from_bytes(const uint8_t* p) {
-    I8 v;
-    for (int i = 0; i < 8; ++i) v[i] = p[i];
-    return v;
-}
-NL_INLINE I8 ints_from_signed_bytes(const uint8_t* p) {
-    I8 v;
-    for (int i = 0; i < 8; ++i) v[i] = int8_t(p[i]);
-    return v;
-}
-NL_INLINE F8 from_brain(const void* p) {
-    I8 bits;
-    for (int i = 0; i < 8; ++i) bits[i] = int32_t(uint32_t(load_u16((const uint8_t*)p + 2 * i)) << 16);
-    return (F8)bits;
-}
+NL_INLINE F8 from_brain(const void* p) { return (F8)(ints_from<uint16_t>(p) << 16); }
 
 // Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits.
 NL_INLINE I8 round_to_int(F8 v) { return (I8)(v + all(12582912.0f)) - (I8)all(12582912.0f); }
 
 NL_INLINE void pack_bytes(int8_t* p, I8 a, I8 b, I8 c, I8 d) {
-    for (int i = 0; i < 8; ++i) {
-        p[i] = int8_t(a[i]);
-        p[8 + i] = int8_t(b[i]);
-        p[16 + i] = int8_t(c[i]);
-        p[24 + i] = int8_t(d[i]);
-    }
+    typedef int8_t Bytes __attribute__((vector_size(8)));
+    const Bytes bytes[4] = {__builtin_convertvector(a, Bytes), __builtin_convertvector(b, Bytes),
+                            __builtin_convertvector(c, Bytes), __builtin_convertvector(d, Bytes)};
+    memcpy(p, bytes, 32);
 }
 
-NL_INLINE B32 lookup(const int8_t* table, B32 index) {
+// Not inlined: without a shuffle instruction it is 32 loads, and unrolled tiles would hold hundreds of copies.
+__attribute__((noinline)) static B32 lookup(const int8_t* table, B32 index) {
     B32 v;
     for (int i = 0; i < 32; ++i) v[i] = uint8_t(table[index[i]]);
     return v;

@@ -7,6 +7,8 @@
 namespace nl {
 namespace NL_VARIANT {
 
+constexpr int kTileGroups = 2;
+
 NL_INLINE F8 fma(F8 a, F8 b, F8 c) { return (F8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
 NL_INLINE F8 from_half(const void* p) { return (F8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }

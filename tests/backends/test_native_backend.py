@@ -1,0 +1,213 @@
+"""The tape against the torch backend: the same recipe, recorded and replayed, in every kind of step."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from nanollama.backends.native.backend import BLOCK_TOKENS, NativeBackend
+from nanollama.backends.native.library import Library
+from nanollama.backends.native.locate import find_library
+from nanollama.backends.ops import ModelInput, SequenceInput
+from nanollama.backends.torch_backend import TorchBackend
+from nanollama.errors import BackendError, UnsupportedError
+from nanollama.model.checkpoint import PackedTensor
+from nanollama.quant.formats import FORMATS
+from toys import NATIVE_SPECS, VOCAB, Toy, make_toy, packed
+
+N = 300  # more than one span of attention, and more than one tile of rows
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    try:
+        return Library(find_library())
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+def native(toy: Toy, library: Library, threads: int = 2, variant: str | None = None) -> NativeBackend:
+    return NativeBackend(
+        toy.spec, toy.tensors, library=library, threads=threads, cache_tokens=1024, variant=variant
+    )
+
+
+@pytest.fixture(params=NATIVE_SPECS)
+def toy(request: pytest.FixtureRequest) -> Toy:
+    return make_toy(request.param)
+
+
+@pytest.fixture
+def backend(toy: Toy, library: Library) -> Iterator[NativeBackend]:
+    backend = native(toy, library)
+    yield backend
+    backend.close()
+
+
+def ids_of(seed: int, n: int = N) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.random.default_rng(seed).integers(0, VOCAB, n))
+
+
+def blocks(n_tokens: int, first: int = 0) -> tuple[int, ...]:
+    return tuple(range(first, first - (-n_tokens // BLOCK_TOKENS)))
+
+
+def whole(ids: tuple[int, ...]) -> ModelInput:
+    return ModelInput(ids, (SequenceInput(len(ids), 0, blocks(len(ids))),), tuple(range(len(ids))))
+
+
+def torch_logits(toy: Toy, ids: tuple[int, ...]) -> np.ndarray:
+    return TorchBackend(toy.spec, toy.tensors, device="cpu", dtype="float32", cache_tokens=1024).step(
+        whole(ids)
+    )
+
+
+def relative_error(x: np.ndarray, expected: np.ndarray) -> float:
+    """Root of the mean squared error, relative to the size of what was expected."""
+    return float(np.sqrt(np.mean((x - expected) ** 2) / np.mean(expected**2)))
+
+
+def test_the_tape_equals_torch_with_float32_weights(toy: Toy, backend: NativeBackend) -> None:
+    """Keys and values are float16 in the native cache: each is off by up to 0.05 %."""
+    ids = ids_of(1)
+    assert relative_error(backend.step(whole(ids)), torch_logits(toy, ids)) < 1e-3
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 33, 256])
+def test_chunks_do_not_change_a_bit(toy: Toy, backend: NativeBackend, chunk: int) -> None:
+    ids = ids_of(2)
+    expected = backend.step(whole(ids)).copy()
+    table = tuple(reversed(range(20, 20 + len(blocks(N)))))
+    rows = []
+    for start in range(0, N, chunk):
+        part = ids[start : start + chunk]
+        sequence = SequenceInput(len(part), start, table[: len(blocks(start + len(part)))])
+        rows.append(backend.step(ModelInput(part, (sequence,), tuple(range(len(part))))).copy())
+    assert np.array_equal(np.concatenate(rows), expected)
+
+
+def test_a_crowd_does_not_change_a_bit(toy: Toy, backend: NativeBackend) -> None:
+    """Decoding sequences, one within its prompt and one at its start, in one step, against each alone."""
+    prompts = [ids_of(seed, n) for seed, n in ((3, 290), (4, 270), (5, 50), (6, 20), (7, 1))]
+    cached = [289, 269, 33, 0, 0]
+    alone = [backend.step(whole(ids))[-1].copy() for ids in prompts]
+    tables, first = [], 0
+    for ids in prompts:
+        tables.append(blocks(len(ids), first))
+        first += len(tables[-1])
+    for ids, n, table in zip(prompts, cached, tables, strict=True):
+        if n:
+            backend.step(ModelInput(ids[:n], (SequenceInput(n, 0, table),), ()))
+    sequences = tuple(
+        SequenceInput(len(p) - n, n, t) for p, n, t in zip(prompts, cached, tables, strict=True)
+    )
+    new = tuple(i for p, n in zip(prompts, cached, strict=True) for i in p[n:])
+    last_rows = tuple(int(row) - 1 for row in np.cumsum([s.n_new for s in sequences]))
+    assert np.array_equal(backend.step(ModelInput(new, sequences, last_rows)), np.stack(alone))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_threads_do_not_change_a_bit(
+    toy: Toy, backend: NativeBackend, library: Library, threads: int
+) -> None:
+    ids = ids_of(8)
+    expected = backend.step(whole(ids)).copy()
+    other = native(toy, library, threads=threads)
+    assert np.array_equal(other.step(whole(ids)), expected)
+    other.close()
+
+
+def test_every_variant_this_processor_runs_agrees(library: Library) -> None:
+    toy, ids = make_toy("gemma3"), ids_of(9)
+    expected = torch_logits(toy, ids)
+    for variant in library.variants():
+        backend = native(toy, library, variant=variant)
+        assert relative_error(backend.step(whole(ids)), expected) < 1e-3, variant
+        backend.close()
+
+
+def quantized(tensor: PackedTensor, type_name: str) -> PackedTensor:
+    """A matrix in a block format, by the gguf package's quantizer."""
+    data = gguf.quants.quantize(tensor.float32(), gguf.GGMLQuantizationType[type_name]).tobytes()
+    return PackedTensor(tensor.name, FORMATS[type_name], tensor.shape, lambda: memoryview(data))
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_quantized_weights_stay_near_torch(kind: str, type_name: str, library: Library) -> None:
+    """The weights are the same numbers; the native backend rounds activations to 8 bits, an error near 1 %."""
+    toy, ids = make_toy(kind), ids_of(10)
+    tensors = {name: quantized(t, type_name) if len(t.shape) == 2 else t for name, t in toy.tensors.items()}
+    backend = NativeBackend(toy.spec, tensors, library=library, threads=2, cache_tokens=512)
+    ours = backend.step(whole(ids)).copy()
+    backend.close()
+    theirs = TorchBackend(toy.spec, tensors, device="cpu", dtype="float32", cache_tokens=512).step(whole(ids))
+    assert relative_error(ours, theirs) < (2e-3 if type_name in ("F16", "BF16") else 0.05)
+
+
+def test_matrices_that_share_their_input_may_differ_in_type(library: Library) -> None:
+    toy, ids = make_toy("llama"), ids_of(11)
+    tensors = toy.tensors
+    for name, type_name in (
+        ("q_proj", "Q5_0"),
+        ("v_proj", "Q8_0"),
+        ("up_proj", "Q4_1"),
+        ("gate_proj", "F16"),
+    ):
+        for i in range(toy.spec.num_layers):
+            full = next(n for n in tensors if n.startswith(f"model.layers.{i}.") and f".{name}." in n)
+            tensors[full] = quantized(tensors[full], type_name)
+    backend = NativeBackend(toy.spec, tensors, library=library, threads=2, cache_tokens=512)
+    ours = backend.step(whole(ids)).copy()
+    backend.close()
+    theirs = TorchBackend(toy.spec, tensors, device="cpu", dtype="float32", cache_tokens=512).step(whole(ids))
+    assert relative_error(ours, theirs) < 0.05
+
+
+def test_a_shape_without_code_is_refused_by_name(library: Library) -> None:
+    with pytest.raises(UnsupportedError, match="multiple of 16 dimensions"):
+        native(make_toy("llama of odd sizes"), library)
+
+
+def test_a_timed_step_accounts_for_every_kind_of_record(backend: NativeBackend) -> None:
+    times = backend.step_timed(whole(ids_of(12)))
+    assert {kind.name for kind, ns in times.items() if ns} >= {
+        "EMBED",
+        "NORM",
+        "MATMUL",
+        "ATTEND",
+        "ACTIVATE",
+    }
+
+
+def test_embedding_rows_come_out_as_they_went_in(library: Library) -> None:
+    toy = make_toy("llama")
+    table = toy.arrays["model.embed_tokens.weight"]
+    toy.arrays["model.embed_tokens.weight"] = table[::-1].copy()
+    changed = native(toy, library).step(whole((VOCAB - 1 - 5, VOCAB - 1 - 6)))
+    assert not np.array_equal(table[0], table[-1])
+    original = native(make_toy("llama"), library).step(whole((5, 6)))
+    assert np.array_equal(changed, original)
+
+
+@pytest.mark.model
+def test_torch_is_not_imported_on_the_way_to_an_answer(smollm2_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from nanollama.cli.main import main\n"
+        f"main(['run', {str(smollm2_path)!r}, 'Hi', '--max-tokens', '4', '--backend', 'native'])\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_toys_pack_their_arrays() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.array_equal(packed("x", array).float32(), array)
