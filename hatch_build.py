@@ -1,4 +1,4 @@
-"""Builds the CPU kernels while the package is installed; without a compiler the installation goes on without them."""
+"""Builds the CPU kernels while the package is installed; without a compiler it goes on without them."""
 
 import sys
 import sysconfig

@@ -2,7 +2,7 @@
 
     python bench/perplexity_vs_llamacpp.py MODEL.gguf TEXT [--n-ctx 512] [--max-windows 40] [--device cpu]
 
-Needs llama-cpp-python (a benchmark dependency, not installed by the scripts). Both sides score the same token ids by
+Needs llama-cpp-python (a benchmark dependency, not installed by the scripts). Both score the same token ids by
 llama-perplexity's convention; ours come from our tokenizer, and the script says whether llama.cpp's differ.
 """
 
@@ -29,7 +29,9 @@ class Peer:
     def __init__(self, path: str, n_ctx: int, threads: int) -> None:
         llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        self.model = llama_cpp.llama_model_load_from_file(
+            path.encode(), llama_cpp.llama_model_default_params()
+        )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_threads = params.n_threads_batch = threads

@@ -139,7 +139,7 @@ def quantized(tensor: PackedTensor, type_name: str) -> PackedTensor:
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_quantized_weights_stay_near_torch(kind: str, type_name: str, library: Library) -> None:
-    """The weights are the same numbers; the native backend rounds activations to 8 bits, an error near 1 %."""
+    """The weights are the same; the native backend rounds activations to 8 bits, an error near 1 %."""
     toy, ids = make_toy(kind), ids_of(10)
     tensors = {name: quantized(t, type_name) if len(t.shape) == 2 else t for name, t in toy.tensors.items()}
     backend = NativeBackend(toy.spec, tensors, library=library, threads=2, cache_tokens=512)

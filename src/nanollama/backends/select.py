@@ -1,7 +1,8 @@
 """Which backend runs a model: what was asked for and what this machine has in, a loaded backend out.
 
-``native`` is the way on a CPU and imports no torch. ``torch`` is the way on a GPU, for a data type other than the file's own, for
-shapes the kernels have no code for, and where the kernels could not be built; then a notice says so.
+``native`` is the way on a CPU and imports no torch. ``torch`` is the way on a GPU, for a data type other than
+the file's own, for shapes the kernels have no code for, and where the kernels could not be built; then a
+notice says so.
 """
 
 import os
@@ -70,7 +71,9 @@ def load_backend(
     cache_tokens: int,
     notice: Callable[[str], None],
 ) -> LoadedBackend:
-    """Load the weights onto the best backend that the choice allows; ``notice`` is told when it is not the fastest.
+    """Load the weights onto the best backend that the choice allows.
+
+    ``notice`` is told when that is not the fastest one.
 
     Raises:
         BackendError: the backend or device asked for can't be used here.

@@ -90,7 +90,7 @@ class _Part:
         return self._view
 
     def release(self, start: int, size: int) -> None:
-        """Lets the system drop the pages that lie wholly in a range; they are read again when they are needed."""
+        """Lets the system drop the pages that lie wholly in a range; they are read again when needed."""
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         whole = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if whole > 0 and sys.platform == "linux":
@@ -252,7 +252,7 @@ class GGUFFile:
         return self._parts[tensor.part].content()[tensor.offset : tensor.offset + tensor.nbytes]
 
     def release(self, name: str) -> None:
-        """Gives up the memory that reading a tensor took: its bytes stay in the file and in the system's cache."""
+        """Gives up the memory that reading a tensor took; its bytes stay in the file."""
         tensor = self.tensors[name]
         self._parts[tensor.part].release(tensor.offset, tensor.nbytes)
 

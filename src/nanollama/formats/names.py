@@ -1,6 +1,7 @@
-"""Tensor names: GGUF's in, the Hugging Face checkpoint's out. One table, so that a parameter has one name inside.
+"""Tensor names: GGUF's in, the Hugging Face checkpoint's out; a parameter has one name inside.
 
-Sources: the GGUF specification's list of standardized tensor names; the state dicts of transformers' Llama and Gemma 3.
+Sources: the GGUF specification's list of standardized tensor names; the state dicts of transformers' Llama
+and Gemma 3.
 """
 
 import re

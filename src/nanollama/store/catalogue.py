@@ -107,7 +107,7 @@ CATALOGUE: tuple[Entry, ...] = (
                 )
             ),
         ),
-        # A model this small has the right answer on top and little sense below it: docs/decisions.md has the count.
+        # A model this small has the right answer on top and little sense below it: see docs/decisions.md.
         sampling={"temperature": 0.0},
     ),
     Entry(
