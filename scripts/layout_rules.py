@@ -28,7 +28,7 @@ STAGES: tuple[frozenset[str], ...] = (
     frozenset({"store", "formats", "quant"}),
     frozenset({"model", "backends", "sampling", "text", "engine", "reference"}),
     frozenset({"llm"}),
-    frozenset({"perplexity"}),
+    frozenset({"perplexity", "measure"}),
     frozenset({"cli", "server"}),
     frozenset({"__main__"}),
 )

@@ -21,7 +21,7 @@ HALF_FIELDS = {
 
 
 def random_rows(kind: str, rows: int, cols: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Rows of packed weights ``[rows, row bytes]``: every bit of the quants random, scales of an ordinary size."""
+    """Rows of packed weights ``[rows, row bytes]``: all quants random, scales of ordinary size."""
     fmt = FORMATS[kind]
     if kind in ("F16", "F32", "BF16"):
         values = rng.standard_normal((rows, cols)).astype(np.float32)
@@ -78,7 +78,7 @@ def pack(
     cols: int,
     row_index: NDArray[np.int64] | None = None,
 ) -> Packed:
-    """Packs ``(type, rows)`` parts into the segments of one matrix. ``row_index`` reorders the rows of each."""
+    """Packs ``(type, rows)`` parts into segments of one matrix. ``row_index`` reorders the rows of each."""
     segments = (Segment * len(parts))()
     memory: list[object] = [segments, row_index]
     column = 0
@@ -89,10 +89,16 @@ def pack(
         data = aligned(library.nl_packed_bytes(packed_kind, rows, cols))
         done = library.nl_retile(
             FORMATS[kind].type_id, packed.ctypes.data, packed.shape[1],
-            None if row_index is None else row_index.ctypes.data, rows, cols, data.ctypes.data, 0, (rows + 7) // 8,
+            None if row_index is None else row_index.ctypes.data, rows, cols, data.ctypes.data, 0,
+            (rows + 7) // 8,
         )  # fmt: skip
         assert done == 0
-        segment.data, segment.rows, segment.out_column, segment.kind = data.ctypes.data, rows, column, packed_kind
+        segment.data, segment.rows, segment.out_column, segment.kind = (
+            data.ctypes.data,
+            rows,
+            column,
+            packed_kind,
+        )
         memory.append(data)
         column += rows
     return Packed(Matrix(segments, len(parts), cols), column, cols, memory)

@@ -1,7 +1,8 @@
 """The kernel library, compiled once per state of its sources, and its variants one by one.
 
-With ``KERNELS_SANITIZE=address,undefined`` (any list for ``-fsanitize``) the library is built with these sanitizers. Python itself
-is not, so their runtime has to be loaded before it: ``LD_PRELOAD=$(g++ -print-file-name=libasan.so)``.
+With ``KERNELS_SANITIZE=address,undefined`` (a list for ``-fsanitize``) the library is built with these.
+Python itself is not, so their runtime has to be loaded first:
+``LD_PRELOAD=$(g++ -print-file-name=libasan.so)``.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Packed weights and matmuls against float64, in every type, variant, shape and extreme that the formats allow."""
+"""Packed weights and matmuls against float64: every type, variant, odd shape and extreme of the formats."""
 
 import ctypes
 
@@ -21,7 +21,7 @@ from packing import (
 )
 
 TOLERANCE = 2e-6
-"""Of sum |activation| * largest |weight| of the row: some rounding per block, far below what one wrong weight makes."""
+"""Of sum |activation| * largest |weight| of the row: rounding of each block, far below one wrong weight."""
 
 
 def embed(library: Library, weights: Packed, ids: list[int], scale: float = 1.0) -> np.ndarray:
@@ -38,7 +38,9 @@ def assert_product(out: np.ndarray, weights: np.ndarray, restored: np.ndarray) -
     expected = restored @ weights.astype(np.float64).T
     bound = np.abs(restored).sum(1)[:, None] * np.abs(weights).max(1)[None, :].astype(np.float64)
     error = np.abs(out - expected)
-    assert (error <= TOLERANCE * bound + 1e-30).all(), f"off by {np.nanmax(error / (bound + 1e-30)):.2e} of the bound"
+    assert (error <= TOLERANCE * bound + 1e-30).all(), (
+        f"off by {np.nanmax(error / (bound + 1e-30)):.2e} of the bound"
+    )
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -79,7 +81,9 @@ def test_types_and_widths_without_a_packed_form_are_refused(kernel_library: Libr
     assert kernel_library.nl_packed_bytes(q4_0, 8, 33) == -1
     assert kernel_library.nl_packed_bytes(q4_k, 8, 288) == -1
     assert kernel_library.nl_packed_bytes(99, 8, 32) == -1
-    assert kernel_library.nl_packed_bytes(q4_0, 9, 64) == 2 * 320, "two groups of 288 bytes, each in whole cache lines"
+    assert kernel_library.nl_packed_bytes(q4_0, 9, 64) == 2 * 320, (
+        "two groups of 288 bytes, each in whole cache lines"
+    )
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -116,8 +120,12 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch_and_any_split(
     values = rng.standard_normal((33, 512)).astype(np.float32)
     alone = np.concatenate([matmul(kernels, weights, inputs(kernels, values[i : i + 1])) for i in range(33)])
     for batch in (2, 3, 4, 5, 7, 16, 33):
-        np.testing.assert_array_equal(matmul(kernels, weights, inputs(kernels, values[:batch])), alone[:batch])
-    parts = [matmul(kernels, weights, inputs(kernels, values), units=unit) for unit in ((0, 1), (1, 4), (4, 6))]
+        np.testing.assert_array_equal(
+            matmul(kernels, weights, inputs(kernels, values[:batch])), alone[:batch]
+        )
+    parts = [
+        matmul(kernels, weights, inputs(kernels, values), units=unit) for unit in ((0, 1), (1, 4), (4, 6))
+    ]
     np.testing.assert_array_equal(np.nansum(parts, axis=0), alone)
     assert np.isnan(parts[1][:, :8]).all(), "units outside the range were written"
 
@@ -132,7 +140,9 @@ def test_wide_inputs_are_the_same_in_panels_of_rows(kernel_library: Library, ker
 
 def test_segments_of_several_types_are_one_matrix(kernel_library: Library, kernels: Kernels) -> None:
     rng = np.random.default_rng(9)
-    parts = [(kind, random_rows(kind, rows, 256, rng)) for kind, rows in (("Q4_K", 24), ("Q6_K", 11), ("F16", 5))]
+    parts = [
+        (kind, random_rows(kind, rows, 256, rng)) for kind, rows in (("Q4_K", 24), ("Q6_K", 11), ("F16", 5))
+    ]
     weights = pack(kernel_library, parts, 256)
     x = inputs(kernels, rng.standard_normal((6, 256)))
     assert weights.units == 3 + 2 + 1
@@ -142,7 +152,9 @@ def test_segments_of_several_types_are_one_matrix(kernel_library: Library, kerne
     np.testing.assert_array_equal(matmul(kernels, weights, x), alone)
     np.testing.assert_array_equal(matmul(kernels, weights, x, bias=bias), alone + bias)
     np.testing.assert_array_equal(matmul(kernels, weights, x, add_to=before), alone + before)
-    np.testing.assert_array_equal(matmul(kernels, weights, x, bias=bias, add_to=before), alone + bias + before)
+    np.testing.assert_array_equal(
+        matmul(kernels, weights, x, bias=bias, add_to=before), alone + bias + before
+    )
     split = [matmul(kernels, weights, x, units=unit) for unit in ((0, 2), (2, 5), (5, 6))]
     np.testing.assert_array_equal(np.nansum(split, axis=0), alone)
     embedded = embed(kernel_library, weights, [23, 24, 34, 35, 39])
@@ -150,8 +162,18 @@ def test_segments_of_several_types_are_one_matrix(kernel_library: Library, kerne
     np.testing.assert_array_equal(embedded, expected[[23, 24, 34, 35, 39]])
 
 
-QUANTS = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q5_1": 4, "Q8_0": 2, "Q4_K": 16, "Q5_K": 16, "IQ4_NL": 2, "MXFP4": 1}
-"""Offset of the first quant byte; what lies between it and the float16 fields is quants too, or 6-bit scales."""
+QUANTS = {
+    "Q4_0": 2,
+    "Q4_1": 4,
+    "Q5_0": 2,
+    "Q5_1": 4,
+    "Q8_0": 2,
+    "Q4_K": 16,
+    "Q5_K": 16,
+    "IQ4_NL": 2,
+    "MXFP4": 1,
+}
+"""Offset of the first quant byte; between it and the float16 fields lie more quants, or 6-bit scales."""
 
 
 @pytest.mark.parametrize("kind", sorted(QUANTS))
@@ -171,7 +193,12 @@ def test_the_largest_integer_sums_are_exact(
         blocks[..., 0] = 128
     set_halves(kind, blocks, np.ones(blocks.shape[:2]))
     plain = decoded(kind, source, cols)
-    signs = {"+": 1.0, "-": -1.0, "alternating": np.where(np.arange(cols) % 2, 1.0, -1.0), "weight": np.sign(plain[0])}
+    signs = {
+        "+": 1.0,
+        "-": -1.0,
+        "alternating": np.where(np.arange(cols) % 2, 1.0, -1.0),
+        "weight": np.sign(plain[0]),
+    }
     values = np.broadcast_to(127.0 * signs[sign], (5, cols)).astype(np.float32)
     values[:, ::32] = np.where(values[:, ::32] == 0, 127, values[:, ::32])
     x = inputs(kernels, values)
@@ -221,7 +248,10 @@ def test_every_mxfp4_exponent_is_a_power_of_two(
     weights = pack(kernel_library, [("MXFP4", source)], 64)
     plain = decoded("MXFP4", source, 64)
     np.testing.assert_array_equal(embed(kernel_library, weights, list(range(8))), plain)
-    x = inputs(kernels, np.exp2(float(min(100, 127 - exponent))) * rng.integers(-127, 128, (3, 64)).astype(np.float64))
+    x = inputs(
+        kernels,
+        np.exp2(float(min(100, 127 - exponent))) * rng.integers(-127, 128, (3, 64)).astype(np.float64),
+    )
     assert_product(matmul(kernels, weights, x), plain, x.restored)
 
 
@@ -250,12 +280,18 @@ def test_quantization_is_nearest_even_with_exact_sums(kernels: Kernels) -> None:
     blocks = values.reshape(7, 3, 32)
     largest = np.abs(blocks).max(2)
     usable = largest >= np.float32(1e-30)
-    inverse = np.where(usable, np.float32(127) / np.where(usable, largest, 1), np.float32(0)).astype(np.float32)
+    inverse = np.where(usable, np.float32(127) / np.where(usable, largest, 1), np.float32(0)).astype(
+        np.float32
+    )
     expected = np.rint(blocks * inverse[..., None]).astype(np.int8)
     scale = np.where(usable, largest / np.float32(127), np.float32(0)).astype(np.float32)
     np.testing.assert_array_equal(x.quants.reshape(7, 3, 32), expected)
-    sums = [expected.astype(np.int64)[..., part].sum(2) for part in (slice(0, 32), slice(0, 16), slice(16, 32))]
-    np.testing.assert_array_equal(x.meta, np.stack([scale, *(scale * s.astype(np.float32) for s in sums)], axis=2))
+    sums = [
+        expected.astype(np.int64)[..., part].sum(2) for part in (slice(0, 32), slice(0, 16), slice(16, 32))
+    ]
+    np.testing.assert_array_equal(
+        x.meta, np.stack([scale, *(scale * s.astype(np.float32) for s in sums)], axis=2)
+    )
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

@@ -20,7 +20,7 @@ SPAN = 256
 
 @dataclass
 class Case:
-    """One sequence: queries, keys and values ``[tokens, heads, head_dim]``, and a cache that holds the latter two."""
+    """One sequence: queries, keys and values ``[tokens, heads, head_dim]``, and a cache for these two."""
 
     q: NDArray[np.float32]
     k: NDArray[np.float32]
@@ -49,10 +49,8 @@ class Case:
             ctypes.byref(self.cache), k.ctypes.data, v.ctypes.data, stride, slots.ctypes.data, 0, len(k)
         )
 
-    def run(
-        self, kernels: Kernels, tiles: list[tuple[int, int]], split: bool = False
-    ) -> NDArray[np.float32]:
-        """Attends for the rows of each ``(first, count)`` tile; ``split`` makes an item of every span of every row."""
+    def run(self, kernels: Kernels, tiles: list[tuple[int, int]], split: bool = False) -> NDArray[np.float32]:
+        """Attends for the rows of each ``(first, count)`` tile; ``split``: an item for each span of a row."""
         _, heads, dim = self.q.shape
         rows = [row for first, count in tiles for row in range(first, first + count)]
         query = np.ascontiguousarray(self.q[rows])
@@ -72,15 +70,17 @@ class Case:
             row += count
         partials = np.full((max(slots, 1), heads, dim + 2), np.nan, np.float32)
         job = Attention(
-            self.cache, query.ctypes.data, heads * dim, self.table.ctypes.data, len(self.table), heads, self.window,
-            self.scale, self.softcap, out.ctypes.data, heads * dim, partials.ctypes.data,
+            self.cache, query.ctypes.data, heads * dim, self.table.ctypes.data, len(self.table), heads,
+            self.window, self.scale, self.softcap, out.ctypes.data, heads * dim, partials.ctypes.data,
         )  # fmt: skip
         units = len(items) * self.cache.kv_heads
         array = (AttentionItem * len(items))(*items)
         for begin in reversed(range(0, units, 2)):  # any order of units will do
             kernels.attention(ctypes.byref(job), array, begin, min(begin + 2, units))
         if merges:
-            kernels.attention_merge(ctypes.byref(job), (AttentionMerge * len(merges))(*merges), 0, len(merges) * heads)
+            kernels.attention_merge(
+                ctypes.byref(job), (AttentionMerge * len(merges))(*merges), 0, len(merges) * heads
+            )
         return out
 
     def expected(self, rows: list[int]) -> NDArray[np.float64]:
@@ -108,9 +108,19 @@ def tiles_of(tokens: int, rows: int = 16, first: int = 0) -> list[tuple[int, int
 
 @pytest.mark.parametrize(
     ("tokens", "heads", "kv_heads", "dim"),
-    [(1, 1, 1, 16), (5, 4, 2, 64), (40, 9, 3, 64), (300, 4, 1, 256), (530, 6, 6, 32), (270, 14, 2, 128), (33, 3, 3, 80)],
+    [
+        (1, 1, 1, 16),
+        (5, 4, 2, 64),
+        (40, 9, 3, 64),
+        (300, 4, 1, 256),
+        (530, 6, 6, 32),
+        (270, 14, 2, 128),
+        (33, 3, 3, 80),
+    ],
 )
-def test_attention_is_that_of_float64(kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int) -> None:
+def test_attention_is_that_of_float64(
+    kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int
+) -> None:
     case = make(tokens, heads, kv_heads, dim)
     case.store(kernels)
     out = case.run(kernels, tiles_of(tokens))
@@ -118,7 +128,9 @@ def test_attention_is_that_of_float64(kernels: Kernels, tokens: int, heads: int,
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 48, 256])
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (1, 0.0), (20, 0.0), (300, 0.0), (0, 50.0), (40, 5.0)])
+@pytest.mark.parametrize(
+    ("window", "softcap"), [(0, 0.0), (1, 0.0), (20, 0.0), (300, 0.0), (0, 50.0), (40, 5.0)]
+)
 def test_windows_and_caps_are_those_of_float64(
     kernels: Kernels, block_size: int, window: int, softcap: float
 ) -> None:
@@ -153,11 +165,12 @@ def test_a_prefill_tile_does_not_depend_on_what_comes_after_it(kernels: Kernels)
 
 @pytest.mark.parametrize("window", [0, 60, 290])
 def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: int) -> None:
-    """One cache, one call: a decode row, a prefill chunk in the middle, a whole prompt, a short chunk far along."""
+    """One cache, one call: a decode row, a chunk in the middle, a whole prompt, a short chunk far along."""
     new, cached = (1, 37, 20, 3), (700, 240, 0, 600)
     heads, kv_heads, dim, size = 6, 2, 64, 32
     cases = [
-        make(n + c, heads, kv_heads, dim, block_size=size, window=window) for n, c in zip(new, cached, strict=True)
+        make(n + c, heads, kv_heads, dim, block_size=size, window=window)
+        for n, c in zip(new, cached, strict=True)
     ]
     for case in cases:
         case.store(kernels)
@@ -175,7 +188,9 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
     for i, (n, c) in enumerate(zip(new, cached, strict=True)):
         for position, rows in tiles_of(n + c, 16, c):
             first = max(0, position - window + 1) // SPAN if window else 0
-            items.append(AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1, 0))
+            items.append(
+                AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1, 0)
+            )
             row += rows
     kernels.attention(ctypes.byref(job), (AttentionItem * len(items))(*items), 0, len(items) * kv_heads)
     alone = [case.run(kernels, tiles_of(n + c, 16, c)) for case, n, c in zip(cases, new, cached, strict=True)]
@@ -202,14 +217,18 @@ def test_rows_with_a_negative_slot_are_not_stored(kernels: Kernels) -> None:
     case = make(2, 1, 1, 16)
     before = case.keys.copy()
     slots = np.full(2, -1, np.int64)
-    kernels.store_kv(ctypes.byref(case.cache), case.k.ctypes.data, case.v.ctypes.data, 16, slots.ctypes.data, 0, 2)
+    kernels.store_kv(
+        ctypes.byref(case.cache), case.k.ctypes.data, case.v.ctypes.data, 16, slots.ctypes.data, 0, 2
+    )
     np.testing.assert_array_equal(case.keys, before)
 
 
 def test_the_fast_variants_store_what_the_portable_one_stores(kernels: Kernels, portable: Kernels) -> None:
     rng = np.random.default_rng(0)
     ours, theirs = make(100, 1, 1, 64), make(100, 1, 1, 64)
-    extremes = (rng.standard_normal((100, 1, 64)) * np.exp(rng.uniform(-20, 15, (100, 1, 64)))).astype(np.float32)
+    extremes = (rng.standard_normal((100, 1, 64)) * np.exp(rng.uniform(-20, 15, (100, 1, 64)))).astype(
+        np.float32
+    )
     ours.k[:], theirs.k[:] = extremes, extremes
     ours.store(kernels)
     theirs.store(portable)

@@ -22,11 +22,17 @@ def quantized(rows: int, cols: int) -> tuple[Activations, NDArray[np.int8], Floa
 
 
 def rms_norm(
-    kernels: Kernels, x: Floats, weight: Floats | None, add: Floats | None, out: Floats, to: Activations | None = None
+    kernels: Kernels,
+    x: Floats,
+    weight: Floats | None,
+    add: Floats | None,
+    out: Floats,
+    to: Activations | None = None,
 ) -> None:
     kernels.rms_norm(
-        x.ctypes.data, x.shape[1], out.shape[1], address(add), 0 if add is None else add.shape[1], address(weight), 1e-5,
-        out.ctypes.data, out.shape[1], None if to is None else ctypes.byref(to), 0, len(x),
+        x.ctypes.data, x.shape[1], out.shape[1], address(add), 0 if add is None else add.shape[1],
+        address(weight), 1e-5, out.ctypes.data, out.shape[1], None if to is None else ctypes.byref(to),
+        0, len(x),
     )  # fmt: skip
 
 
@@ -79,7 +85,16 @@ def test_rope_rotates_the_halves_of_every_head(kernels: Kernels, head_dim: int, 
     a, b = expected[..., :half].copy(), expected[..., half:rope_dim].copy()
     expected[..., :half], expected[..., half:rope_dim] = a * c - b * s, b * c + a * s
     kernels.rope(
-        x.ctypes.data, x.shape[1], heads, head_dim, rope_dim, positions.ctypes.data, cos.ctypes.data, sin.ctypes.data, 0, 4
+        x.ctypes.data,
+        x.shape[1],
+        heads,
+        head_dim,
+        rope_dim,
+        positions.ctypes.data,
+        cos.ctypes.data,
+        sin.ctypes.data,
+        0,
+        4,
     )
     np.testing.assert_allclose(x.reshape(4, heads, head_dim), expected, rtol=0, atol=1e-6)
 
@@ -105,12 +120,17 @@ def gelu64(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("which", "exact"), [(0, silu64), (1, gelu64)], ids=["silu", "gelu_tanh"])
-def test_activations_are_right_to_a_few_units_in_the_last_place(kernels: Kernels, which: int, exact: object) -> None:
-    x = np.concatenate([np.linspace(-20, 20, 32 * 4000), np.linspace(-1e-3, 1e-3, 32 * 100)]).astype(np.float32)
+def test_activations_are_right_to_a_few_units_in_the_last_place(
+    kernels: Kernels, which: int, exact: object
+) -> None:
+    x = np.concatenate([np.linspace(-20, 20, 32 * 4000), np.linspace(-1e-3, 1e-3, 32 * 100)]).astype(
+        np.float32
+    )
     out = activate(kernels, which, x.reshape(1, -1), None)[0]
     assert callable(exact)
     expected = exact(x.astype(np.float64))
-    # gelu's exponent is a cubic: its rounding is magnified by its size, up to e^-40 where the result is as good as 0.
+    # gelu's exponent is a cubic: its rounding is magnified by its size, up to e^-40 where
+    # the result is as good as 0.
     allowed = 5e-7 if which == 0 else 5e-7 + 3e-7 * np.abs(1.6 * (x + 0.044715 * x.astype(np.float64) ** 3))
     error = np.abs(out - expected)
     assert (error <= allowed * np.abs(expected) + 1e-12).all(), (error / np.abs(expected)).max()
@@ -123,7 +143,8 @@ def test_activations_have_the_right_limits(kernels: Kernels, which: int) -> None
     out = activate(kernels, which, x, None)[0]
     np.testing.assert_array_equal(out[:3], x[0, :3])
     np.testing.assert_allclose(out[3:6], 0, atol=1e-30)
-    assert np.isnan(out[7]) and (out[8:] == 0).all()
+    assert np.isnan(out[7])
+    assert (out[8:] == 0).all()
 
 
 def test_the_gated_product_is_quantized_in_the_same_pass(kernels: Kernels) -> None:
@@ -146,7 +167,11 @@ def argmax(kernels: Kernels, x: Floats, begin: int = 0) -> tuple[int, float]:
 def test_argmax_is_the_first_of_the_largest(kernels: Kernels, size: int) -> None:
     rng = np.random.default_rng(size)
     for _ in range(20):
-        x = rng.integers(-8, 8, size).astype(np.float32) if size < 49152 else rng.standard_normal(size).astype(np.float32)
+        x = (
+            rng.integers(-8, 8, size).astype(np.float32)
+            if size < 49152
+            else rng.standard_normal(size).astype(np.float32)
+        )
         assert argmax(kernels, x) == (int(x.argmax()), float(x.max()))
     assert argmax(kernels, x, size // 2)[0] == size // 2 + int(x[size // 2 :].argmax())
 

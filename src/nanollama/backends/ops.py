@@ -51,6 +51,11 @@ class Backend(Protocol):
     block_tokens: int
     num_blocks: int
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that decoding a token reads."""
+        ...
+
     def step(self, batch: ModelInput) -> "NDArray[np.float32]":
         """Run one step, filling the cache; the logits ``[logit rows, vocab]``, valid until the next step."""
         ...

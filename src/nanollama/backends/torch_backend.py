@@ -5,6 +5,7 @@ while loading is the weights in the chosen data type plus the largest single ten
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,6 +80,15 @@ class TorchBackend:
                 f"the {device} device has too little memory for this model in {dtype} with a context of "
                 f"{cache_tokens} tokens; use a smaller --ctx or a half-precision --dtype"
             ) from error
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that decoding a token reads: the embedding table only where it is the head."""
+        w = self._weights
+        parameters = [w.norm, w.head]
+        for layer in w.layers:
+            parameters += [getattr(layer, field.name) for field in fields(layer)]
+        return sum(p.data.nbytes for p in parameters if p is not None)
 
     def step(self, batch: ModelInput) -> "NDArray[np.float32]":
         """Run one step; the logits ``[len(batch.logit_rows), vocab]``."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from nanollama.cli.bench import add_bench_parser
 from nanollama.cli.models import add_list_parser, add_pull_parser
 from nanollama.cli.options import did_you_mean
 from nanollama.cli.perplexity import add_perplexity_parser
@@ -21,6 +22,7 @@ COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
     add_run_parser,
     add_list_parser,
     add_pull_parser,
+    add_bench_parser,
     add_perplexity_parser,
 )
 

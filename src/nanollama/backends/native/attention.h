@@ -1,11 +1,13 @@
 // Attention over the paged cache: grouped heads and neighbouring queries share one pass over keys and values.
 //
-// Both products are the same small kernel: M rows of scalars times a panel of 16 lanes. In q.k the lanes are 16 tokens and the
-// kernel runs over dims; in p.v the lanes are 16 dims and it runs over tokens. No horizontal sums, no transposes.
+// Both products are the same small kernel: M rows of scalars times a panel of 16 lanes. In q.k the lanes are
+// 16 tokens and the kernel runs over dims; in p.v the lanes are 16 dims and it runs over tokens. No
+// horizontal sums, no transposes.
 //
-// The cache is taken in spans of 256 tokens, counted from token 0. Within a span the softmax is exact (all scores first);
-// spans are merged in order with the usual rescaling. A row goes through the same operations whether it is decoded alone, with
-// its spans spread over threads and merged later, or in the middle of a prefill tile: the result is the same to the bit.
+// The cache is taken in spans of 256 tokens, counted from token 0. Within a span the softmax is exact (all
+// scores first); spans are merged in order with the usual rescaling. A row goes through the same operations
+// whether it is decoded alone, with its spans spread over threads and merged later, or in the middle of a
+// prefill tile: the result is the same to the bit.
 #pragma once
 #include "elementwise.h"
 #include "layout.h"
@@ -15,10 +17,11 @@ namespace NL_VARIANT {
 
 constexpr int64_t kLanes = 16;
 
-inline void store_kv(const NlCache* cache, const float* key, const float* value, int64_t stride, const int64_t* slots,
-                     int64_t begin, int64_t end) {
+inline void store_kv(const NlCache* cache, const float* key, const float* value, int64_t stride,
+                     const int64_t* slots, int64_t begin, int64_t end) {
     const int64_t dim = cache->head_dim, block_size = cache->block_size;
-    const F8 largest = all(65504.0f);  // a key beyond float16 is cut to its largest number: infinity would turn into NaN later
+    const F8 largest = all(
+        65504.0f);  // a key beyond float16 is cut to its largest number: infinity would turn into NaN later
     for (int64_t row = begin; row < end; ++row) {
         if (slots[row] < 0) continue;
         const int64_t block = slots[row] / block_size, token = slots[row] % block_size;
@@ -31,13 +34,14 @@ inline void store_kv(const NlCache* cache, const float* key, const float* value,
                 uint16_t halves[8];
                 to_half(halves, min(max(load(k + d), -largest), largest));
                 for (int64_t i = 0; i < 8; ++i) keys[(d + i) * kLanes] = halves[i];
-                to_half(values + d / kLanes * block_size * kLanes + d % kLanes, min(max(load(v + d), -largest), largest));
+                to_half(values + d / kLanes * block_size * kLanes + d % kLanes,
+                        min(max(load(v + d), -largest), largest));
             }
         }
     }
 }
 
-// acc[m] += sum over i < n of x[m][i] * panel[i]. `ahead` is where the next panel lies, fetched meanwhile.
+// acc[m] += sum over i < n of x[m][i] * panel[i].
 template <int M>
 NL_INLINE void add_panel(const uint16_t* panel, int64_t n, const float* const (&x)[M], F8 (&acc)[M][2]) {
     for (int64_t i = 0; i < n; ++i) {
@@ -50,7 +54,8 @@ NL_INLINE void add_panel(const uint16_t* panel, int64_t n, const float* const (&
     }
 }
 
-// One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0: nothing seen yet.
+// One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0:
+// nothing seen yet.
 struct RowState {
     float* acc;  // [head_dim]
     float maximum, total;
@@ -75,7 +80,8 @@ NL_INLINE Rescale merge(RowState& state, float maximum, float total) {
 }
 
 NL_INLINE F8 merged(F8 before, F8 now, const Rescale& rescale) {
-    return rescale.before == 0 ? now * all(rescale.now) : fma(before, all(rescale.before), now * all(rescale.now));
+    return rescale.before == 0 ? now * all(rescale.now)
+                               : fma(before, all(rescale.before), now * all(rescale.now));
 }
 
 // M rows (a query and a head each) against one span.
@@ -103,9 +109,11 @@ struct SpanTile {
         add_values(job, table, kv_head, from, to, scores, rescale);
     }
 
-    // scores[m][t - from] for the panels of 16 tokens that [from, to) touches; -inf where a row does not see the token.
-    NL_INLINE void score_panel(const NlAttention& job, const uint16_t* panel, int64_t token, const float* const (&rows)[M],
-                               const int64_t (&low)[M], const int64_t (&high)[M], F8 (&acc)[M][2]) {
+    // scores[m][t - from] for the panels of 16 tokens that [from, to) touches; -inf where a row does not see
+    // the token.
+    NL_INLINE void score_panel(const NlAttention& job, const uint16_t* panel, int64_t token,
+                               const float* const (&rows)[M], const int64_t (&low)[M],
+                               const int64_t (&high)[M], F8 (&acc)[M][2]) {
         for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = all(0);
         add_panel<M>(panel, job.cache.head_dim, rows, acc);
         bool all_seen = true;
@@ -126,14 +134,20 @@ struct SpanTile {
         return seen ? scores : all(-INFINITY);
     }
 
+    // Where the head's keys or values of the block that holds `token` begin.
+    NL_INLINE int64_t page_of(const NlCache& cache, const int32_t* table, int64_t kv_head, int64_t token) {
+        const int64_t block = table[token / cache.block_size];
+        return (block * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
+    }
+
     void score(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,
                float (&scores)[M][kSpan], float (&maximum)[M]) {
         const NlCache& cache = job.cache;
         F8 top[M];
         for (int m = 0; m < M; ++m) top[m] = all(-INFINITY);
         for (int64_t token = from; token < to; token += kLanes) {
-            const int64_t page = (table[token / cache.block_size] * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
-            const int64_t at = page + token % cache.block_size * cache.head_dim;
+            const int64_t at =
+                page_of(cache, table, kv_head, token) + token % cache.block_size * cache.head_dim;
             // The values of these tokens are needed next; keys and values of a page have the same size.
             for (int64_t i = 0; i < cache.head_dim * kLanes; i += 32) {
                 __builtin_prefetch(cache.values + at + i, 0, 2);
@@ -170,10 +184,11 @@ struct SpanTile {
             for (int64_t token = from; token < to;) {
                 const int64_t offset = token % cache.block_size, left = cache.block_size - offset;
                 const int64_t count = to - token < left ? to - token : left;
-                const int64_t page = (table[token / cache.block_size] * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
+                const int64_t at =
+                    page_of(cache, table, kv_head, token) + d * cache.block_size + offset * kLanes;
                 const float* weights[M];
                 for (int m = 0; m < M; ++m) weights[m] = scores[m] + token - from;
-                add_panel<M>(cache.values + page + d * cache.block_size + offset * kLanes, count, weights, acc);
+                add_panel<M>(cache.values + at, count, weights, acc);
                 token += count;
             }
             for (int m = 0; m < M; ++m) {
@@ -186,6 +201,13 @@ struct SpanTile {
         }
     }
 };
+
+// Six rows fill the registers; a remainder of 5, 7 or 8 goes better as two tiles of about the same size.
+NL_INLINE int64_t tile_rows(int64_t left) {
+    if (left >= 9 || left == 6) return 6;
+    if (left == 5) return 3;
+    return left > 4 ? 4 : left;
+}
 
 struct ItemRows {
     const NlAttention& job;
@@ -223,8 +245,7 @@ inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t 
     const ItemRows rows = {job, item, kv_head, group, states};
     for (int64_t span = item.span_begin; span < item.span_end; ++span) {
         for (int64_t i = 0; i < count;) {
-            // Six rows fill the registers; a remainder of 5, 7 or 8 goes better as two tiles of about the same size.
-            const int64_t left = count - i, size = left >= 9 || left == 6 ? 6 : left == 5 ? 3 : left > 4 ? 4 : left;
+            const int64_t size = tile_rows(count - i);
             switch (size) {
                 case 6: rows.run<6>(i, span); break;
                 case 4: rows.run<4>(i, span); break;
@@ -251,7 +272,8 @@ inline void attention(const NlAttention* job, const NlAttentionItem* items, int6
         attend(*job, items[unit / job->cache.kv_heads], unit % job->cache.kv_heads);
 }
 
-inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merges, int64_t begin, int64_t end) {
+inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merges, int64_t begin,
+                            int64_t end) {
     const int64_t dim = job->cache.head_dim;
     for (int64_t unit = begin; unit < end; ++unit) {
         const NlAttentionMerge& row = merges[unit / job->heads];
@@ -261,7 +283,8 @@ inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merg
             const float* part = job->partials + (slot * job->heads + head) * (dim + 2);
             if (part[dim + 1] == 0) continue;
             const Rescale rescale = merge(state, part[dim], part[dim + 1]);
-            for (int64_t d = 0; d < dim; d += 8) store(state.acc + d, merged(load(state.acc + d), load(part + d), rescale));
+            for (int64_t d = 0; d < dim; d += 8)
+                store(state.acc + d, merged(load(state.acc + d), load(part + d), rescale));
         }
         for (int64_t d = 0; d < dim; d += 8) store(state.acc + d, load(state.acc + d) / all(state.total));
     }

@@ -79,7 +79,7 @@ class NativeBackend:
         self._arena = Arena(library)
         packer = NativePacker(library, self._pool, self._arena)
         self._weights = load_weights(spec, tensors, packer)
-        self.weight_bytes = packer.n_bytes
+        self.read_bytes = packer.n_bytes - (0 if spec.tied_head else packer.embedding_bytes)
         self.decoded = packer.decoded
         self._buffers: dict[str, int] = {}
         self._allocate_step()

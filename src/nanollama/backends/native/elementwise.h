@@ -8,10 +8,11 @@
 namespace nl {
 namespace NL_VARIANT {
 
-// ---- exp -------------------------------------------------------------------------------------------------------------
+// ---- exp --------------------------------------------------------------------------------------------------
 
-// e^x within 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, the polynomial of Cephes' expf for e^r, and n added
-// to the exponent. Results below the smallest normal number are 0, so that e^-inf is exactly 0; NaN stays NaN.
+// e^x within 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, the polynomial of Cephes' expf
+// for e^r, and n added to the exponent. Results below the smallest normal number are 0, so that e^-inf is
+// exactly 0; NaN stays NaN.
 NL_INLINE F8 exp(F8 x) {
     const F8 clamped = min(max(x, all(-87.5f)), all(88.8f));
     const I8 n = round_to_int(clamped * all(1.44269504f));
@@ -31,7 +32,8 @@ NL_INLINE F8 exp(F8 x) {
     return x == x ? high : x;
 }
 
-// tanh through e^2x. The absolute error is below 1.2e-7; near 0 the relative error grows, which suits scores and gates.
+// tanh through e^2x. The absolute error is below 1.2e-7; near 0 the relative error grows, which suits scores
+// and gates.
 NL_INLINE F8 tanh(F8 x) { return all(1) - all(2) / (exp(x + x) + all(1)); }
 
 NL_INLINE F8 silu(F8 x) { return x / (all(1) + exp(-x)); }
@@ -42,13 +44,15 @@ NL_INLINE F8 gelu_tanh(F8 x) {
     return x / (all(1) + exp(-u2));
 }
 
-// ---- quantization ----------------------------------------------------------------------------------------------------
+// ---- quantization -----------------------------------------------------------------------------------------
 
-// 32 floats to int8 within -127..127 with one scale. The largest magnitude is taken on the bits, where infinity and NaN are the
-// largest: they end up in the scale, so that a broken activation shows instead of vanishing.
+// 32 floats to int8 within -127..127 with one scale. The largest magnitude is taken on the bits, where
+// infinity and NaN are the largest: they end up in the scale, so that a broken activation shows instead of
+// vanishing.
 NL_INLINE void quantize_block(const F8 (&x)[4], int8_t* quants, float* meta) {
     const I8 magnitude = all_int(0x7fffffff);
-    const I8 largest = max(max((I8)x[0] & magnitude, (I8)x[1] & magnitude), max((I8)x[2] & magnitude, (I8)x[3] & magnitude));
+    const I8 largest =
+        max(max((I8)x[0] & magnitude, (I8)x[1] & magnitude), max((I8)x[2] & magnitude, (I8)x[3] & magnitude));
     const int32_t largest_bits = max_lanes(largest);
     float amax;
     memcpy(&amax, &largest_bits, 4);
@@ -87,7 +91,7 @@ inline void quantize(const NlActivations* x, int64_t begin, int64_t end) {
     }
 }
 
-// ---- norm ------------------------------------------------------------------------------------------------------------
+// ---- norm -------------------------------------------------------------------------------------------------
 
 // Sum of squares of x (+ add, stored back to x), in four vectors of partial sums.
 NL_INLINE float sum_squares(float* x, const float* add, int64_t cols) {
@@ -108,8 +112,9 @@ NL_INLINE float sum_squares(float* x, const float* add, int64_t cols) {
     return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
-inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride, const float* weight,
-                     float eps, float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride,
+                     const float* weight, float eps, float* out, int64_t out_stride,
+                     const NlActivations* quantized, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
         float* from = x + row * stride;
         const float squares = sum_squares(from, add ? add + row * add_stride : nullptr, cols);
@@ -130,10 +135,10 @@ inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, i
     }
 }
 
-// ---- rotation --------------------------------------------------------------------------------------------------------
+// ---- rotation ---------------------------------------------------------------------------------------------
 
-inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim, const int32_t* positions,
-                 const float* cos, const float* sin, int64_t begin, int64_t end) {
+inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim,
+                 const int32_t* positions, const float* cos, const float* sin, int64_t begin, int64_t end) {
     const int64_t half = rope_dim / 2;
     for (int64_t row = begin; row < end; ++row) {
         const float *c = cos + positions[row] * half, *s = sin + positions[row] * half;
@@ -154,31 +159,23 @@ inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int6
     }
 }
 
-// ---- gated activation ------------------------------------------------------------------------------------------------
+// ---- gated activation -------------------------------------------------------------------------------------
 
-template <class Function>
-NL_INLINE void activate_with(Function f, const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
-                             int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+inline void activate(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols,
+                     float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
+                     int64_t end) {
     const int64_t blocks = cols / 32;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / blocks, block = unit % blocks, at = row * stride + block * 32;
         F8 v[4];
         load_block(gate + at, v);
         for (int i = 0; i < 4; ++i) {
-            v[i] = f(v[i]);
+            v[i] = activation == NL_GELU_TANH ? gelu_tanh(v[i]) : silu(v[i]);
             if (up) v[i] *= load(up + at + 8 * i);
         }
         if (out) store_block(out + row * out_stride + block * 32, v);
         if (quantized) quantize_at(*quantized, row, block, v);
     }
-}
-
-inline void activate(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
-                     int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
-    if (activation == NL_GELU_TANH)
-        activate_with([](F8 x) __attribute__((always_inline)) { return gelu_tanh(x); }, gate, up, stride, cols, out, out_stride, quantized, begin, end);
-    else
-        activate_with([](F8 x) __attribute__((always_inline)) { return silu(x); }, gate, up, stride, cols, out, out_stride, quantized, begin, end);
 }
 
 }  // namespace NL_VARIANT

@@ -1,14 +1,16 @@
 // The C ABI of the CPU kernels: plain structs, and one table of function pointers per instruction set.
 //
-// Nothing here allocates, locks or keeps state between calls. Every kernel takes a half-open range [begin, end) of work
-// units, so that a thread pool can hand the units out in any order and any number of chunks: the result is the same to
-// the bit. It is also the same to the bit whatever the number of activation rows in the call (batch invariance).
+// Nothing here allocates, locks or keeps state between calls. Every kernel takes a half-open range [begin,
+// end) of work units, so that a thread pool can hand the units out in any order and any number of chunks: the
+// result is the same to the bit. It is also the same to the bit whatever the number of activation rows in the
+// call (batch invariance).
 #pragma once
 #include <stdint.h>
 
 extern "C" {
 
-// One row range of a weight matrix in R8 layout (layout.h): groups of 8 output rows, the last one padded with zeros.
+// One row range of a weight matrix in R8 layout (layout.h): groups of 8 output rows, the last one padded with
+// zeros.
 struct NlSegment {
     const uint8_t* data;  // 64-byte aligned, nl_packed_bytes(kind, rows, cols) long
     int64_t rows;         // output rows without padding
@@ -16,25 +18,26 @@ struct NlSegment {
     int64_t kind;         // NlKind
 };
 
-// A weight matrix of shape [sum of rows, cols]. q, k and v of one layer are one matrix of up to three segments, each with
-// its own kind. Work units of a matmul are the groups of all segments, numbered through.
+// A weight matrix of shape [sum of rows, cols]. q, k and v of one layer are one matrix of up to three
+// segments, each with its own kind. Work units of a matmul are the groups of all segments, numbered through.
 struct NlMatrix {
     const NlSegment* segments;
     int64_t segment_count;
     int64_t cols;
 };
 
-// Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be null).
-// `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of the 32.
+// Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be
+// null). `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of
+// the 32.
 struct NlActivations {
     const float* values;  // [rows, stride]
     int64_t stride;
-    int8_t* quants;       // [rows, cols], within -127..127
-    float* meta;          // [rows, cols / 32, 4]
+    int8_t* quants;  // [rows, cols], within -127..127
+    float* meta;     // [rows, cols / 32, 4]
     int64_t cols;
 };
 
-// The key and value cache of one layer, in float16 and in pages ("blocks") of block_size tokens, a multiple of 16.
+// The key and value cache of one layer, in float16 and in blocks of block_size tokens, a multiple of 16:
 //   keys   [block][kv_head][token / 16][head_dim][16 tokens]
 //   values [block][kv_head][head_dim / 16][token][16 dims]
 // Both products of attention then run over panels of 16 lanes that are contiguous in the order they are read.
@@ -46,26 +49,27 @@ struct NlCache {
     int64_t head_dim;  // a multiple of 16
 };
 
-// What one attention call works on. The query of row r of item i sits at `position + r` and sees the tokens at
-// (position + r - window, position + r], or all up to its own where window is 0.
+// What one attention call works on. The query of row r of item i sits at `position + r` and sees the tokens
+// at (position + r - window, position + r], or all up to its own where window is 0.
 struct NlAttention {
     NlCache cache;
-    const float* query;          // [rows, query_stride], the heads one after the other
+    const float* query;  // [rows, query_stride], the heads one after the other
     int64_t query_stride;
-    const int32_t* block_tables; // [sequences, block_table_stride]
+    const int32_t* block_tables;  // [sequences, block_table_stride]
     int64_t block_table_stride;
-    int64_t heads;               // a multiple of kv_heads
-    int64_t window;              // 0: no sliding window
-    float scale;                 // factor on q.k
-    float softcap;               // 0: none; otherwise cap * tanh(score / cap)
-    float* out;                  // [rows, out_stride]
+    int64_t heads;   // a multiple of kv_heads
+    int64_t window;  // 0: no sliding window
+    float scale;     // factor on q.k
+    float softcap;   // 0: none; otherwise cap * tanh(score / cap)
+    float* out;      // [rows, out_stride]
     int64_t out_stride;
-    float* partials;             // [slots, heads, head_dim + 2]: accumulator, maximum, sum
+    float* partials;  // [slots, heads, head_dim + 2]: accumulator, maximum, sum
 };
 
-// Up to 16 query rows of one sequence at consecutive positions, over the spans [span_begin, span_end) of the cache (a span
-// is 256 tokens, counted from token 0). With slot >= 0 it is one row and one span, and its unfinished result goes to that
-// slot, to be merged later. The result does not depend on how rows and spans were cut into items.
+// Up to 16 query rows of one sequence at consecutive positions, over the spans [span_begin, span_end) of the
+// cache (a span is 256 tokens, counted from token 0). With slot >= 0 it is one row and one span, and its
+// unfinished result goes to that slot, to be merged later. The result does not depend on how rows and spans
+// were cut into items.
 struct NlAttentionItem {
     int32_t row, rows, sequence, position, span_begin, span_end, slot, unused;
 };
@@ -76,7 +80,20 @@ struct NlAttentionMerge {
 };
 
 enum NlKind {
-    NL_U4D, NL_U4DM, NL_U5D, NL_U5DM, NL_S8D, NL_U4K, NL_U5K, NL_U6K, NL_N4D, NL_N4E, NL_F16, NL_BF16, NL_F32, NL_KINDS
+    NL_U4D,
+    NL_U4DM,
+    NL_U5D,
+    NL_U5DM,
+    NL_S8D,
+    NL_U4K,
+    NL_U5K,
+    NL_U6K,
+    NL_N4D,
+    NL_N4E,
+    NL_F16,
+    NL_BF16,
+    NL_F32,
+    NL_KINDS
 };
 
 enum NlActivation { NL_SILU, NL_GELU_TANH };
@@ -87,31 +104,33 @@ struct NlKernels {
 
     // out[r, out_column + i] = sum_k W[i, k] x[r, k] (+ bias[out_column + i]) (+ out, if accumulate).
     // units: groups of 8 weight rows, over all segments
-    void (*matmul)(const NlMatrix*, const NlActivations*, int64_t rows, float* out, int64_t out_stride, const float* bias,
-                   int64_t accumulate, int64_t begin, int64_t end);
+    void (*matmul)(const NlMatrix*, const NlActivations*, int64_t rows, float* out, int64_t out_stride,
+                   const float* bias, int64_t accumulate, int64_t begin, int64_t end);
 
     // Fills x->quants and x->meta from x->values. units: blocks of 32, row after row
     void (*quantize)(const NlActivations* x, int64_t begin, int64_t end);
 
-    // x += add (if add); y = x / sqrt(mean(x^2) + eps) * weight; y goes to `out` as float32 (if out; out may be x) and to
-    // `quantized` (if quantized). weight may be null. units: rows
-    void (*rms_norm)(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride, const float* weight,
-                     float eps, float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
+    // x += add (if add); y = x / sqrt(mean(x^2) + eps) * weight; y goes to `out` as float32 (if out; out may
+    // be x) and to `quantized` (if quantized). weight may be null. units: rows
+    void (*rms_norm)(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride,
+                     const float* weight, float eps, float* out, int64_t out_stride,
+                     const NlActivations* quantized, int64_t begin, int64_t end);
+
+    // Rotates element i with element i + rope_dim / 2 of each head, in place.
+    // cos and sin: [positions, rope_dim / 2]. units: rows
+    void (*rope)(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim,
+                 const int32_t* positions, const float* cos, const float* sin, int64_t begin, int64_t end);
+
+    // out = activation(gate) * up; up may be null. units: blocks of 32 columns, row after row (cols a
+    // multiple of 32)
+    void (*activate)(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols,
+                     float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
                      int64_t end);
 
-    // Rotates element i with element i + rope_dim / 2 of each head, in place. cos and sin: [positions, rope_dim / 2].
-    // units: rows
-    void (*rope)(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim, const int32_t* positions,
-                 const float* cos, const float* sin, int64_t begin, int64_t end);
-
-    // out = activation(gate) * up; up may be null. units: blocks of 32 columns, row after row (cols a multiple of 32)
-    void (*activate)(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
-                     int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end);
-
-    // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset; a negative slot is
-    // skipped). units: rows
-    void (*store_kv)(const NlCache*, const float* key, const float* value, int64_t stride, const int64_t* slots,
-                     int64_t begin, int64_t end);
+    // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset; a
+    // negative slot is skipped). units: rows
+    void (*store_kv)(const NlCache*, const float* key, const float* value, int64_t stride,
+                     const int64_t* slots, int64_t begin, int64_t end);
 
     // units: item * kv_heads + kv_head
     void (*attention)(const NlAttention*, const NlAttentionItem*, int64_t begin, int64_t end);
@@ -119,10 +138,12 @@ struct NlKernels {
     // units: merge * heads + head
     void (*attention_merge)(const NlAttention*, const NlAttentionMerge*, int64_t begin, int64_t end);
 
-    // Largest value of x[begin, end) and its index; the lowest index among equals; NaN never wins; -1 if there is none.
+    // Largest value of x[begin, end) and its index; the lowest index among equals; NaN never wins; -1 if
+    // there is none.
     int64_t (*argmax)(const float* x, int64_t begin, int64_t end, float* value);
 
-    // The k largest of x[begin, end), descending, equals in index order. Returns how many were found (NaN is left out).
+    // The k largest of x[begin, end), descending, equals in index order. Returns how many were found (NaN is
+    // left out).
     int64_t (*top_k)(const float* x, int64_t begin, int64_t end, int64_t k, float* values, int32_t* indices);
 };
 
@@ -140,12 +161,13 @@ int64_t nl_packed_bytes(int64_t kind, int64_t rows, int64_t cols);
 
 // Re-tiles GGUF rows into R8 groups [begin, end). Row i of the result is source row row_index[i] (i if null).
 // Returns 0, or -1 where the type or the number of columns has no packed form.
-int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index, int64_t rows,
-                  int64_t cols, uint8_t* out, int64_t begin, int64_t end);
+int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index,
+                  int64_t rows, int64_t cols, uint8_t* out, int64_t begin, int64_t end);
 
-// out[r] = scale * row ids[r] of the matrix, as float32. Returns 0, or -1 if an id is out of range. units: rows
-int64_t nl_embed(const NlMatrix*, const int32_t* ids, float scale, float* out, int64_t out_stride, int64_t begin,
-                 int64_t end);
+// out[r] = scale * row ids[r] of the matrix, as float32. Returns 0, or -1 if an id is out of range.
+// units: rows
+int64_t nl_embed(const NlMatrix*, const int32_t* ids, float scale, float* out, int64_t out_stride,
+                 int64_t begin, int64_t end);
 
 // Zeroed memory at a 2 MiB boundary in huge pages where the system grants them; null if there is none.
 void* nl_arena_alloc(int64_t bytes);

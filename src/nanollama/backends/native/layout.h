@@ -1,19 +1,21 @@
-// R8: weights in groups of 8 output rows, so that one 32-byte vector is 8 rows x 4 inputs and no kernel ever shuffles.
+// R8: weights in groups of 8 output rows. One 32-byte vector is 8 rows x 4 inputs, so no kernel shuffles.
 //
-//   vector    lane 0           lane 1           ...   lane 7
-//   32 bytes  row 0: k k+1 k+2 k+3 | row 1: k..k+3 | ... | row 7: k..k+3          (one byte a weight, once unpacked)
+//   lane         0                          1                      ...   7
+//   32 bytes     row 0: k, k+1, k+2, k+3    row 1: k .. k+3        ...   row 7: k .. k+3
 //
-// Four activation bytes k..k+3, broadcast to all lanes, meet eight rows at once, and each 32-bit lane sums its own row.
-// Weights come in blocks of 32 inputs. Step j (0..3) of a block unpacks one vector into two: `lo` has inputs 4j..4j+3,
-// `hi` has inputs 16+4j..16+4j+3 (which is how GGUF pairs its nibbles, so most formats need no re-pairing).
+// (a byte a weight, once unpacked). Four activation bytes k..k+3, broadcast to all lanes, meet eight rows at
+// once, and each 32-bit lane sums its own row. Weights come in blocks of 32 inputs. Step j (0..3) of a block
+// unpacks one vector into two: `lo` has inputs 4j..4j+3, `hi` has inputs 16+4j..16+4j+3 (which is how GGUF
+// pairs its nibbles, so most formats need no re-pairing).
 //
 // A group is a few planes, one after the other, so that the quants stay aligned to cache lines:
 //
-//   quants  per block  4 bit: 128 bytes; vector j: low nibbles lo(j), high nibbles hi(j).  8 bit: 256 bytes; lo(j), hi(j)
-//   high    per block  5 bit: 32 bytes; bit j of each byte belongs to lo(j), bit 4 + j to hi(j)
-//                      6 bit: 64 bytes; vector j / 2; bits 4(j % 2) + 0,1 belong to lo(j), 4(j % 2) + 2,3 to hi(j)
-//   scales  per block  8 rows of what the kind needs (table below)
-//   super   per 256    8 rows of float16 scales of scales
+//   quants, per block    4, 5, 6 bits: 128 bytes; the low nibbles of vector j are lo(j), the high hi(j)
+//                        8 bits: 256 bytes; vectors lo(0), hi(0), lo(1), hi(1), ...
+//   high, per block      5 bits: 32 bytes; bit j of each byte belongs to lo(j), bit 4+j to hi(j)
+//                        6 bits: 64 bytes; lo(j) has bits 4(j%2), 4(j%2)+1 of vector j/2, hi(j) the two above
+//   scales, per block    for 8 rows, what the kind needs (see kLayouts)
+//   super, per 256       for 8 rows, scales of scales
 //
 // Float kinds have one plane: for each input, 8 rows of one value.
 #pragma once
@@ -37,21 +39,31 @@ struct KindLayout {
     int64_t value;                        // bytes per weight of a float kind, else 0
 };
 
-//                                           quants high scales super value    weight =             GGUF types
+// kind   GGUF      weight               scales                                super
+// U4D    Q4_0      d (q - 8)            d f16
+// U4DM   Q4_1      d q + m              d f16, m f16
+// U5D    Q5_0      d (q - 16)           d f16
+// U5DM   Q5_1      d q + m              d f16, m f16
+// S8D    Q8_0      d q                  d f16
+// U4K    Q4_K      d s q - dmin n       s u8, n u8                            d f16, dmin f16
+// U5K    Q5_K      d s q - dmin n       s u8, n u8                            d f16, dmin f16
+// U6K    Q6_K      d s (q - 32)         s i8 of inputs 0-15, s of 16-31       d f16
+// N4D    IQ4_NL    d table[q]           d f16
+// N4E    MXFP4     2^(e-128) table[q]   e u8
 constexpr KindLayout kLayouts[NL_KINDS] = {
-    /* U4D  */ {128, 0, 16, 0, 0},    // d (q - 8)              Q4_0     scales: d f16
-    /* U4DM */ {128, 0, 32, 0, 0},    // d q + m                Q4_1     scales: d f16, m f16
-    /* U5D  */ {128, 32, 16, 0, 0},   // d (q - 16)             Q5_0
-    /* U5DM */ {128, 32, 32, 0, 0},   // d q + m                Q5_1
-    /* S8D  */ {256, 0, 16, 0, 0},    // d q                    Q8_0
-    /* U4K  */ {128, 0, 16, 32, 0},   // d s q - dmin n         Q4_K     scales: s u8, n u8; super: d f16, dmin f16
-    /* U5K  */ {128, 32, 16, 32, 0},  // d s q - dmin n         Q5_K
-    /* U6K  */ {128, 64, 16, 16, 0},  // d s (q - 32)           Q6_K     scales: s i8 of inputs 0-15, of 16-31; super: d
-    /* N4D  */ {128, 0, 16, 0, 0},    // d table[q]             IQ4_NL
-    /* N4E  */ {128, 0, 8, 0, 0},     // 2^(e - 128) table[q]   MXFP4    scales: e u8
-    /* F16  */ {0, 0, 0, 0, 2},       // F16
-    /* BF16 */ {0, 0, 0, 0, 2},       // BF16
-    /* F32  */ {0, 0, 0, 0, 4},       // F32
+    {128, 0, 16, 0, 0},    // U4D
+    {128, 0, 32, 0, 0},    // U4DM
+    {128, 32, 16, 0, 0},   // U5D
+    {128, 32, 32, 0, 0},   // U5DM
+    {256, 0, 16, 0, 0},    // S8D
+    {128, 0, 16, 32, 0},   // U4K
+    {128, 32, 16, 32, 0},  // U5K
+    {128, 64, 16, 16, 0},  // U6K
+    {128, 0, 16, 0, 0},    // N4D
+    {128, 0, 8, 0, 0},     // N4E
+    {0, 0, 0, 0, 2},       // F16
+    {0, 0, 0, 0, 2},       // BF16
+    {0, 0, 0, 0, 4},       // F32
 };
 
 // Codebooks of the two 4-bit kinds whose steps are not even (MXFP4's are doubled to make them integers).

@@ -5,10 +5,16 @@
 #include "kernels.h"
 
 namespace nl {
-namespace portable { extern const NlKernels kernels; }
+namespace portable {
+extern const NlKernels kernels;
+}
 #if defined(__x86_64__)
-namespace avx2 { extern const NlKernels kernels; }
-namespace avx512 { extern const NlKernels kernels; }
+namespace avx2 {
+extern const NlKernels kernels;
+}
+namespace avx512 {
+extern const NlKernels kernels;
+}
 #endif
 
 namespace {
@@ -21,13 +27,17 @@ struct Variant {
 // Best first.
 const Variant kVariants[] = {
 #if defined(__x86_64__)
-    {&avx512::kernels, [] {
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }},
-    {&avx2::kernels, [] {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    }},
+    {&avx512::kernels,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni") &&
+                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+     }},
+    {&avx2::kernels,
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
+     }},
 #endif
     {&portable::kernels, [] { return true; }},
 };
@@ -57,7 +67,8 @@ void* nl_arena_alloc(int64_t bytes) {
     const int64_t wanted = nl::whole_pages(bytes), mapped = wanted + nl::kHugePage;
     void* memory = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return nullptr;
-    const uintptr_t start = uintptr_t(memory), aligned = (start + nl::kHugePage - 1) / nl::kHugePage * nl::kHugePage;
+    const uintptr_t start = uintptr_t(memory),
+                    aligned = (start + nl::kHugePage - 1) / nl::kHugePage * nl::kHugePage;
     if (aligned > start) munmap(memory, aligned - start);
     const uintptr_t rest = start + uintptr_t(mapped) - (aligned + uintptr_t(wanted));
     if (rest) munmap((void*)(aligned + uintptr_t(wanted)), rest);

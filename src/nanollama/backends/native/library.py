@@ -1,7 +1,8 @@
 """The kernels as Python sees them: the path of a built library comes in, its functions and structs go out.
 
-Field by field what ``kernels.h`` declares. ctypes only: pointers are plain addresses, checked by nobody below this line,
-so whoever fills the structs keeps the buffers alive and the sizes right. Calls release the interpreter lock.
+Field by field what ``kernels.h`` declares. ctypes only: pointers are plain addresses, checked by nobody below
+this line, so whoever fills the structs keeps the buffers alive and the sizes right. Calls release the
+interpreter lock.
 """
 
 import ctypes
@@ -196,6 +197,7 @@ class Library:
         table = self._kernels(variant.encode() if variant else None)
         if not table:
             raise BackendError(
-                f"this processor can't run kernel variant {variant!r}; it can run {', '.join(self.variants())}"
+                f"this processor can't run the kernel variant {variant!r}; "
+                f"use one of {', '.join(self.variants())}"
             )
         return table.contents  # type: ignore[no-any-return]  # ctypes pointers are untyped

@@ -1,8 +1,9 @@
 // Products of R8 weights with one to many activation rows: one tile template for decode, batches and prefill.
 //
-// A tile is G groups of weights (8 output rows each) by M activation rows. For each block of 32 inputs it unpacks the weights
-// once, sums 32 integer products in each of the G x M x 8 lanes, and adds them, scaled, to float accumulators. Every lane
-// sees the same operations in the same order whatever G and M are, so a row's result does not depend on its batch.
+// A tile is G groups of weights (8 output rows each) by M activation rows. For each block of 32 inputs it
+// unpacks the weights once, sums 32 integer products in each of the G x M x 8 lanes, and adds them, scaled,
+// to float accumulators. Every lane sees the same operations in the same order whatever G and M are, so a
+// row's result does not depend on its batch.
 #pragma once
 #include "layout.h"
 
@@ -14,7 +15,7 @@ struct Group {
     const uint8_t *quants, *high, *scales, *super;
 };
 
-// ---- how quants unpack: step j (0..3) of a block to its `lo` and `hi` vectors ---------------------------------------
+// ---- how quants unpack: step j (0..3) of a block to its `lo` and `hi` vectors -----------------------------
 
 struct Bits4 {
     static constexpr int max_weight = 15, quants = 128, high = 0;
@@ -68,7 +69,7 @@ struct Codebook {
     }
 };
 
-// ---- how scales read: weight = d * quant + m, for eight rows ---------------------------------------------------------
+// ---- how scales read: weight = d * quant + m, for eight rows ----------------------------------------------
 
 template <int offset>
 struct ScaleHalf {  // m follows from the offset of the quants
@@ -98,7 +99,7 @@ struct ScaleSuper {  // Q4_K, Q5_K: 6-bit scale and minimum of the block, times 
     }
 };
 
-struct ScaleSuperHalves {  // Q6_K: a signed scale per 16 inputs; see dot_halves and add_block
+struct ScaleSuperHalves {  // Q6_K: a signed scale per 16 inputs; see dot_halves
     static constexpr int bytes = 16, super_bytes = 16;
     static constexpr bool has_min = false, halves = true;
     NL_INLINE void read(const Group& g, F8& d, F8& m) {
@@ -107,7 +108,7 @@ struct ScaleSuperHalves {  // Q6_K: a signed scale per 16 inputs; see dot_halves
     }
 };
 
-struct ScaleExponent {  // 2^(e - 128), the two smallest subnormal: the larger of both integer readings is right
+struct ScaleExponent {  // 2^(e - 128); two are subnormal, and the larger of both readings is right
     static constexpr int bytes = 8, super_bytes = 0;
     static constexpr bool has_min = false, halves = false;
     NL_INLINE void read(const Group& g, F8& d, F8& m) {
@@ -118,11 +119,11 @@ struct ScaleExponent {  // 2^(e - 128), the two smallest subnormal: the larger o
     }
 };
 
-// ---- integer sums of one block ---------------------------------------------------------------------------------------
+// ---- integer sums of one block ----------------------------------------------------------------------------
 
 template <class Q, int G, int M>
 NL_INLINE void dot_block(const Group (&group)[G], const int8_t* const (&a)[M], I8 (&sum)[G][M]) {
-    constexpr int room = narrow_room(Q::max_weight) / 2;  // steps (two dots each) before the narrow sums are full
+    constexpr int room = narrow_room(Q::max_weight) / 2;  // steps, of two dots each, before a Narrow is full
     Narrow part[G][M];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -137,7 +138,8 @@ NL_INLINE void dot_block(const Group (&group)[G], const int8_t* const (&a)[M], I
                 } else {
                     part[g][m] = j % room == 0 ? dot(lo[g], a_lo) : dot(part[g][m], lo[g], a_lo);
                     part[g][m] = dot(part[g][m], hi[g], a_hi);
-                    if (j == 3 || (j + 1) % room == 0) sum[g][m] = j < room ? widen(part[g][m]) : sum[g][m] + widen(part[g][m]);
+                    if (j != 3 && (j + 1) % room != 0) continue;
+                    sum[g][m] = j < room ? widen(part[g][m]) : sum[g][m] + widen(part[g][m]);
                 }
             }
         }
@@ -150,7 +152,8 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
     constexpr int room = narrow_room(Q::max_weight);
     Narrow first[G][M], second[G][M];
     RowScale scale_lo[G], scale_hi[G];
-    for (int g = 0; g < G; ++g) scale_lo[g] = row_scale(group[g].scales), scale_hi[g] = row_scale(group[g].scales + 8);
+    for (int g = 0; g < G; ++g)
+        scale_lo[g] = row_scale(group[g].scales), scale_hi[g] = row_scale(group[g].scales + 8);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
         B32 lo[G], hi[G];
@@ -168,40 +171,47 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
     }
 }
 
-// ---- tiles -----------------------------------------------------------------------------------------------------------
+// ---- tiles ------------------------------------------------------------------------------------------------
 
-// Weights come from memory once per pass, in order: far enough ahead to hide its latency, near enough to stay in L1.
+// Weights come from memory once per pass, in order: far enough ahead to hide its latency, near enough to stay
+// in L1.
 constexpr int64_t kPrefetch = 2048;
 
 template <class Q, class S, int G, int M>
-NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks, const int8_t* quants,
-                    const float* meta, F8 (&acc)[G][M]) {
+NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks,
+                    const int8_t* quants, const float* meta, F8 (&acc)[G][M]) {
     Group group[G];
     const int8_t* a[M];
     const float* scales[M];
-    for (int g = 0; g < G; ++g) group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
+    for (int g = 0; g < G; ++g)
+        group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
     for (int m = 0; m < M; ++m) a[m] = quants + m * blocks * kBlock, scales[m] = meta + m * blocks * 4;
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
 
     for (int64_t b = 0; b < blocks; ++b) {
         I8 sum[G][M];
-        if constexpr (S::halves) dot_halves<Q, G, M>(group, a, sum);
-        else dot_block<Q, G, M>(group, a, sum);
+        if constexpr (S::halves)
+            dot_halves<Q, G, M>(group, a, sum);
+        else
+            dot_block<Q, G, M>(group, a, sum);
         for (int g = 0; g < G; ++g) {
-            F8 d, m1;
-            S::read(group[g], d, m1);
-            if constexpr (Q::is_signed && kSignedBias != 0) m1 = d * all(-kSignedBias);
+            F8 d, min;
+            S::read(group[g], d, min);
+            if constexpr (Q::is_signed && kSignedBias != 0) min = d * all(-kSignedBias);
             for (int m = 0; m < M; ++m) {
                 acc[g][m] = fma(d * all(scales[m][0]), to_float(sum[g][m]), acc[g][m]);
                 if constexpr (S::halves) {
-                    acc[g][m] = fma(m1 * to_float(ints_from_signed_bytes(group[g].scales)), all(scales[m][2]), acc[g][m]);
-                    acc[g][m] = fma(m1 * to_float(ints_from_signed_bytes(group[g].scales + 8)), all(scales[m][3]), acc[g][m]);
+                    const F8 first = to_float(ints_from_signed_bytes(group[g].scales));
+                    const F8 second = to_float(ints_from_signed_bytes(group[g].scales + 8));
+                    acc[g][m] = fma(min * first, all(scales[m][2]), acc[g][m]);
+                    acc[g][m] = fma(min * second, all(scales[m][3]), acc[g][m]);
                 } else if constexpr (S::has_min || (Q::is_signed && kSignedBias != 0)) {
-                    acc[g][m] = fma(m1, all(scales[m][1]), acc[g][m]);
+                    acc[g][m] = fma(min, all(scales[m][1]), acc[g][m]);
                 }
             }
-            for (int line = 0; line < Q::quants; line += 64) __builtin_prefetch(group[g].quants + kPrefetch + line);
+            for (int line = 0; line < Q::quants; line += 64)
+                __builtin_prefetch(group[g].quants + kPrefetch + line);
             group[g].quants += Q::quants;
             group[g].high += Q::high;
             group[g].scales += S::bytes;
@@ -221,7 +231,8 @@ NL_INLINE F8 load_weights(const uint8_t* p) {
 }
 
 template <FloatKind kind, int G, int M>
-NL_INLINE void float_tile(const uint8_t* const (&base)[G], int64_t cols, const float* values, int64_t stride, F8 (&acc)[G][M]) {
+NL_INLINE void float_tile(const uint8_t* const (&base)[G], int64_t cols, const float* values, int64_t stride,
+                          F8 (&acc)[G][M]) {
     constexpr int64_t step = kind == kSingle ? 32 : 16;
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
@@ -233,7 +244,7 @@ NL_INLINE void float_tile(const uint8_t* const (&base)[G], int64_t cols, const f
     }
 }
 
-// ---- a range of groups by all rows -----------------------------------------------------------------------------------
+// ---- a range of groups by all rows ------------------------------------------------------------------------
 
 struct Output {
     float* at;  // row 0, column 0 of the segment
@@ -274,24 +285,28 @@ struct QuantTiles {
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         const int64_t blocks = job.cols / kBlock;
-        tile<Q, S, G, M>(base, job.planes, blocks, job.x->quants + row * job.cols, job.x->meta + row * blocks * 4, acc);
+        tile<Q, S, G, M>(base, job.planes, blocks, job.x->quants + row * job.cols,
+                         job.x->meta + row * blocks * 4, acc);
     }
 };
 
 template <FloatKind kind>
 struct FloatTiles {
-    static constexpr int decode_groups = 2 * kTileGroups;  // one chain of additions per group: several of them hide their latency
+    // A group is one chain of additions: several of them side by side hide their latency.
+    static constexpr int decode_groups = 2 * kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
         float_tile<kind, G, M>(base, job.cols, job.x->values + row * job.x->stride, job.x->stride, acc);
     }
 };
 
-// G groups by M rows. Past the last group the last one is computed again and dropped, which spares a second set of tiles.
+// G groups by M rows. Past the last group the last one is computed again and dropped, which spares a second
+// set of tiles.
 template <class Tiles, int G, int M>
 __attribute__((noinline)) void run_tile(const Job& job, int64_t group, int64_t row) {
     const uint8_t* base[G];
-    for (int g = 0; g < G; ++g) base[g] = job.data + (group + g < job.end ? group + g : group) * job.planes.group;
+    for (int g = 0; g < G; ++g)
+        base[g] = job.data + (group + g < job.end ? group + g : group) * job.planes.group;
     F8 acc[G][M];
     Tiles::template run<G, M>(job, base, row, acc);
     for (int g = 0; g < G && group + g < job.end; ++g)
@@ -309,7 +324,8 @@ void run_job(const Job& job, int64_t rows) {
         const int64_t last = first + panel < rows ? first + panel : rows;
         if (last - first == 1) {
             constexpr int G = Tiles::decode_groups;
-            for (int64_t group = job.begin; group < job.end; group += G) run_tile<Tiles, G, 1>(job, group, first);
+            for (int64_t group = job.begin; group < job.end; group += G)
+                run_tile<Tiles, G, 1>(job, group, first);
             continue;
         }
         for (int64_t group = job.begin; group < job.end; group += kTileGroups) {
@@ -339,17 +355,19 @@ inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
     }
 }
 
-inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows, float* out, int64_t out_stride,
-                   const float* bias, int64_t accumulate, int64_t begin, int64_t end) {
+inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows, float* out,
+                   int64_t out_stride, const float* bias, int64_t accumulate, int64_t begin, int64_t end) {
     int64_t first = 0;  // unit number of the segment's first group
     for (int64_t s = 0; s < matrix->segment_count; ++s) {
         const NlSegment& segment = matrix->segments[s];
         const int64_t groups = groups_of(segment.rows);
-        const int64_t from = begin > first ? begin - first : 0, to = end - first < groups ? end - first : groups;
+        const int64_t from = begin > first ? begin - first : 0,
+                      to = end - first < groups ? end - first : groups;
         if (from < to) {
-            const Output output = {out + segment.out_column, out_stride, bias ? bias + segment.out_column : nullptr,
-                                   accumulate != 0, segment.rows};
-            run_kind(segment.kind, {segment.data, planes_of(segment.kind, matrix->cols), matrix->cols, x, output, from, to}, rows);
+            const Output output = {out + segment.out_column, out_stride,
+                                   bias ? bias + segment.out_column : nullptr, accumulate != 0, segment.rows};
+            const Planes planes = planes_of(segment.kind, matrix->cols);
+            run_kind(segment.kind, {segment.data, planes, matrix->cols, x, output, from, to}, rows);
         }
         first += groups;
     }

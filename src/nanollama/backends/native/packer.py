@@ -23,6 +23,7 @@ class NativePacker:
     def __init__(self, library: Library, pool: Pool, arena: Arena) -> None:
         self.decoded: list[str] = []
         self.n_bytes = 0
+        self.embedding_bytes = 0
         self._library = library
         self._pool = pool
         self._arena = arena
@@ -55,7 +56,10 @@ class NativePacker:
         return NativeWeight(address=self._floats(tensor.float32()), size=tensor.shape[0])
 
     def embedding(self, tensor: PackedTensor, *, is_head: bool) -> NativeWeight:
-        return self.matrix([tensor], [])
+        before = self.n_bytes
+        weight = self.matrix([tensor], [])
+        self.embedding_bytes = self.n_bytes - before
+        return weight
 
     def _format(self, tensor: PackedTensor) -> QuantFormat:
         if self._library.nl_packed_bytes(self._library.nl_kind_of(tensor.fmt.type_id), *tensor.shape) >= 0:

@@ -1,7 +1,8 @@
-// GGUF blocks to R8 groups at load, and R8 groups back to float32 rows for the embedding lookup. Both are exact.
+// GGUF blocks to R8 groups at load, and R8 groups back to float32 rows for the embedding lookup. Both are
+// exact.
 //
-// A block of 32 weights travels as eight 32-bit words of four bytes each: word i holds inputs 4i..4i+3. That is what a lane
-// of the layout holds too, so packing is shifting whole words, never single weights.
+// A block of 32 weights travels as eight 32-bit words of four bytes each: word i holds inputs 4i..4i+3. That
+// is what a lane of the layout holds too, so packing is shifting whole words, never single weights.
 #include <string.h>
 
 #include "half.h"
@@ -11,8 +12,19 @@ namespace nl {
 namespace {
 
 enum GgmlType {
-    kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14,
-    kIQ4_NL = 20, kBF16 = 30, kMXFP4 = 39
+    kF32 = 0,
+    kF16 = 1,
+    kQ4_0 = 2,
+    kQ4_1 = 3,
+    kQ5_0 = 6,
+    kQ5_1 = 7,
+    kQ8_0 = 8,
+    kQ4_K = 12,
+    kQ5_K = 13,
+    kQ6_K = 14,
+    kIQ4_NL = 20,
+    kBF16 = 30,
+    kMXFP4 = 39
 };
 
 int64_t kind_of(int64_t type) {
@@ -44,7 +56,8 @@ void low_nibbles_first(const uint8_t* nibbles, Words words) {
     }
 }
 
-// Four consecutive bits to bit 4 of four bytes. The product puts a copy of the bits at 0, 7, 14 and 21: none overlap.
+// Four consecutive bits to bit 4 of four bytes. The product puts a copy of the bits at 0, 7, 14 and 21: none
+// overlap.
 uint32_t fifth_bits(uint32_t bits) { return ((bits & 15u) * 0x00204081u & 0x01010101u) << 4; }
 
 void add_fifth_bits(const uint8_t* high, Words words) {
@@ -59,7 +72,10 @@ struct Lane {
 };
 
 void pack4(const Words words, const Lane& lane) {
-    for (int j = 0; j < 4; ++j) store_u32(lane.quants + 32 * j + 4 * lane.row, (words[j] & 0x0f0f0f0fu) | (words[4 + j] & 0x0f0f0f0fu) << 4);
+    for (int j = 0; j < 4; ++j) {
+        const uint32_t low = words[j] & 0x0f0f0f0fu, high = words[4 + j] & 0x0f0f0f0fu;
+        store_u32(lane.quants + 32 * j + 4 * lane.row, low | high << 4);
+    }
 }
 
 void pack5(const Words words, const Lane& lane) {
@@ -82,7 +98,8 @@ void pack6(const Words words, const Lane& lane) {
 }
 
 void pack8(const uint8_t* weights, const Lane& lane) {
-    for (int i = 0; i < 8; ++i) store_u32(lane.quants + 64 * (i % 4) + 32 * (i / 4) + 4 * lane.row, load_u32(weights + 4 * i));
+    for (int i = 0; i < 8; ++i)
+        store_u32(lane.quants + 64 * (i % 4) + 32 * (i / 4) + 4 * lane.row, load_u32(weights + 4 * i));
 }
 
 // Sub-block scale and minimum of Q4_K and Q5_K: eight pairs of six bits in twelve bytes.
@@ -165,16 +182,25 @@ void pack_sub_block(const uint8_t* block, int s, const Lane& lane) {
 }
 
 template <int type>
-void pack_row(const uint8_t* source, int64_t cols, const KindLayout& layout, const Planes& planes, uint8_t* group, int row) {
+void pack_row(const uint8_t* source, int64_t cols, const KindLayout& layout, const Planes& planes,
+              uint8_t* group, int row) {
     constexpr int super_bytes = type == kQ4_K ? 144 : type == kQ5_K ? 176 : type == kQ6_K ? 210 : 0;
-    constexpr int block_bytes = type == kQ4_0 || type == kIQ4_NL ? 18 : type == kQ4_1 ? 20 : type == kQ5_0 ? 22
-                              : type == kQ5_1 ? 24 : type == kMXFP4 ? 17 : 34;
+    constexpr int block_bytes = type == kQ4_0 || type == kIQ4_NL ? 18
+                                : type == kQ4_1                  ? 20
+                                : type == kQ5_0                  ? 22
+                                : type == kQ5_1                  ? 24
+                                : type == kMXFP4                 ? 17
+                                                                 : 34;
     for (int64_t b = 0; b < cols / kBlock; ++b) {
         const Lane lane = {group + b * layout.quants, group + planes.high + b * layout.high,
-                           group + planes.scales + b * layout.scales, group + planes.super + b / 8 * layout.super, row};
-        if constexpr (super_bytes != 0) pack_sub_block<type>(source + b / 8 * super_bytes, int(b % 8), lane);
-        else if constexpr (type == kMXFP4) pack_mxfp4(source + b * block_bytes, lane);
-        else pack_block<type>(source + b * block_bytes, lane);
+                           group + planes.scales + b * layout.scales,
+                           group + planes.super + b / 8 * layout.super, row};
+        if constexpr (super_bytes != 0)
+            pack_sub_block<type>(source + b / 8 * super_bytes, int(b % 8), lane);
+        else if constexpr (type == kMXFP4)
+            pack_mxfp4(source + b * block_bytes, lane);
+        else
+            pack_block<type>(source + b * block_bytes, lane);
     }
 }
 
@@ -183,7 +209,8 @@ void pack_float_row(const uint8_t* source, int64_t cols, uint8_t* group, int row
     for (int64_t k = 0; k < cols; ++k) memcpy(group + (k * kRows + row) * size, source + k * size, size);
 }
 
-void pack_row_of(int64_t type, const uint8_t* source, int64_t cols, const Planes& planes, uint8_t* group, int row) {
+void pack_row_of(int64_t type, const uint8_t* source, int64_t cols, const Planes& planes, uint8_t* group,
+                 int row) {
     const KindLayout& layout = kLayouts[kind_of(type)];
     switch (type) {
         case kQ4_0: return pack_row<kQ4_0>(source, cols, layout, planes, group, row);
@@ -201,9 +228,10 @@ void pack_row_of(int64_t type, const uint8_t* source, int64_t cols, const Planes
     }
 }
 
-// ---- and back ---------------------------------------------------------------------------------------------------
+// ---- and back ---------------------------------------------------------------------------------------------
 
-// The 32 stored numbers of a row's block, as they are in the file: unsigned quants, signed bytes, or table indices.
+// The 32 stored numbers of a row's block, as they are in the file: unsigned quants, signed bytes, or table
+// indices.
 void unpack_block(int64_t kind, const Lane& lane, int32_t* q) {
     const uint8_t* quants = lane.quants + 4 * lane.row;
     const KindLayout& layout = kLayouts[kind];
@@ -213,9 +241,10 @@ void unpack_block(int64_t kind, const Lane& lane, int32_t* q) {
             q[i] = int8_t(quants[64 * j + 32 * half + byte]);
             continue;
         }
+        const uint8_t* high = lane.high + 4 * lane.row + byte;
         q[i] = quants[32 * j + byte] >> 4 * half & 15;
-        if (layout.high == 32) q[i] |= (lane.high[4 * lane.row + byte] >> (4 * half + j) & 1) << 4;
-        if (layout.high == 64) q[i] |= (lane.high[32 * (j / 2) + 4 * lane.row + byte] >> (4 * (j % 2) + 2 * half) & 3) << 4;
+        if (layout.high == 32) q[i] |= (*high >> (4 * half + j) & 1) << 4;
+        if (layout.high == 64) q[i] |= (high[32 * (j / 2)] >> (4 * (j % 2) + 2 * half) & 3) << 4;
     }
 }
 
@@ -236,17 +265,24 @@ void dequantize_block(int64_t kind, const Lane& lane, float* out) {
     switch (kind) {
         case NL_U4D: offset = 8; break;
         case NL_U5D: offset = 16; break;
-        case NL_U4DM: case NL_U5DM: m = half_at(scales + 16, row); break;
-        case NL_U4K: case NL_U5K:
+        case NL_U4DM:
+        case NL_U5DM: m = half_at(scales + 16, row); break;
+        case NL_U4K:
+        case NL_U5K:
             d = half_at(super, row) * float(scales[row]);
             m = -(half_at(super + 16, row) * float(scales[8 + row]));
             break;
         case NL_U6K:
             d = half_at(super, row);
-            for (int i = 0; i < kBlock; ++i) out[i] = d * float(int8_t(scales[i / 16 * 8 + row])) * float(q[i] - 32);
+            for (int i = 0; i < kBlock; ++i)
+                out[i] = d * float(int8_t(scales[i / 16 * 8 + row])) * float(q[i] - 32);
             return;
-        case NL_N4D: for (int i = 0; i < kBlock; ++i) q[i] = kTableIq4Nl[q[i]]; break;
-        case NL_N4E: for (int i = 0; i < kBlock; ++i) q[i] = kTableMxfp4[q[i]]; break;
+        case NL_N4D:
+            for (int i = 0; i < kBlock; ++i) q[i] = kTableIq4Nl[q[i]];
+            break;
+        case NL_N4E:
+            for (int i = 0; i < kBlock; ++i) q[i] = kTableMxfp4[q[i]];
+            break;
         default: break;
     }
     for (int i = 0; i < kBlock; ++i) out[i] = d * float(q[i] - offset) + m;
@@ -257,8 +293,9 @@ void dequantize_row(int64_t kind, const uint8_t* group, int row, int64_t cols, f
     if (layout.value) {
         const uint8_t* p = group + row * layout.value;
         for (int64_t k = 0; k < cols; ++k, p += kRows * layout.value) {
-            out[k] = kind == NL_F32 ? float_of_bits(load_u32(p))
-                   : kind == NL_F16 ? float_of_half(load_u16(p)) : float_of_bits(uint32_t(load_u16(p)) << 16);
+            out[k] = kind == NL_F32   ? float_of_bits(load_u32(p))
+                     : kind == NL_F16 ? float_of_half(load_u16(p))
+                                      : float_of_bits(uint32_t(load_u16(p)) << 16);
         }
         return;
     }
@@ -266,7 +303,8 @@ void dequantize_row(int64_t kind, const uint8_t* group, int row, int64_t cols, f
     uint8_t* base = const_cast<uint8_t*>(group);
     for (int64_t b = 0; b < cols / kBlock; ++b) {
         const Lane lane = {base + b * layout.quants, base + planes.high + b * layout.high,
-                           base + planes.scales + b * layout.scales, base + planes.super + b / 8 * layout.super, row};
+                           base + planes.scales + b * layout.scales,
+                           base + planes.super + b / 8 * layout.super, row};
         dequantize_block(kind, lane, out + b * kBlock);
     }
 }
@@ -281,8 +319,8 @@ int64_t nl_packed_bytes(int64_t kind, int64_t rows, int64_t cols) {
     return nl::groups_of(rows) * nl::planes_of(kind, cols).group;
 }
 
-int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index, int64_t rows,
-                  int64_t cols, uint8_t* out, int64_t begin, int64_t end) {
+int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index,
+                  int64_t rows, int64_t cols, uint8_t* out, int64_t begin, int64_t end) {
     const int64_t kind = nl::kind_of(ggml_type);
     if (kind < 0 || !nl::fits(kind, cols)) return -1;
     const nl::Planes planes = nl::planes_of(kind, cols);
@@ -297,17 +335,19 @@ int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, c
     return 0;
 }
 
-int64_t nl_embed(const NlMatrix* matrix, const int32_t* ids, float scale, float* out, int64_t out_stride, int64_t begin,
-                 int64_t end) {
+int64_t nl_embed(const NlMatrix* matrix, const int32_t* ids, float scale, float* out, int64_t out_stride,
+                 int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
         int64_t row = ids[r], s = 0;
         if (row < 0) return -1;
-        while (s < matrix->segment_count && row >= matrix->segments[s].rows) row -= matrix->segments[s++].rows;
+        while (s < matrix->segment_count && row >= matrix->segments[s].rows)
+            row -= matrix->segments[s++].rows;
         if (s == matrix->segment_count) return -1;
         const NlSegment& segment = matrix->segments[s];
         const int64_t group_bytes = nl::planes_of(segment.kind, matrix->cols).group;
+        const uint8_t* group = segment.data + row / nl::kRows * group_bytes;
         float* to = out + r * out_stride;
-        nl::dequantize_row(segment.kind, segment.data + row / nl::kRows * group_bytes, int(row % nl::kRows), matrix->cols, to);
+        nl::dequantize_row(segment.kind, group, int(row % nl::kRows), matrix->cols, to);
         for (int64_t k = 0; k < matrix->cols; ++k) to[k] *= scale;
     }
     return 0;

@@ -19,7 +19,8 @@ inline int64_t argmax(const float* x, int64_t begin, int64_t end, float* value) 
     for (int64_t i = begin; i < end;) {
         if (index >= 0 && i + 32 <= end) {
             const F8 top = all(best);
-            if (!any((load(x + i) > top) | (load(x + i + 8) > top) | (load(x + i + 16) > top) | (load(x + i + 24) > top))) {
+            if (!any((load(x + i) > top) | (load(x + i + 8) > top) | (load(x + i + 16) > top) |
+                     (load(x + i + 24) > top))) {
                 i += 32;
                 continue;
             }
@@ -33,7 +34,9 @@ inline int64_t argmax(const float* x, int64_t begin, int64_t end, float* value) 
 }
 
 // The candidate that leaves first: the smaller value, of equals the later one.
-NL_INLINE bool leaves_before(float a, int32_t ia, float b, int32_t ib) { return a < b || (a == b && ia > ib); }
+NL_INLINE bool leaves_before(float a, int32_t ia, float b, int32_t ib) {
+    return a < b || (a == b && ia > ib);
+}
 
 // A binary heap with the next to leave at the root.
 NL_INLINE void sift_down(float* values, int32_t* indices, int64_t root, int64_t count) {
@@ -42,7 +45,9 @@ NL_INLINE void sift_down(float* values, int32_t* indices, int64_t root, int64_t 
     for (;;) {
         int64_t child = 2 * root + 1;
         if (child >= count) break;
-        if (child + 1 < count && leaves_before(values[child + 1], indices[child + 1], values[child], indices[child])) ++child;
+        if (child + 1 < count &&
+            leaves_before(values[child + 1], indices[child + 1], values[child], indices[child]))
+            ++child;
         if (!leaves_before(values[child], indices[child], value, index)) break;
         values[root] = values[child];
         indices[root] = indices[child];
@@ -73,7 +78,8 @@ inline int64_t top_k(const float* x, int64_t begin, int64_t end, int64_t k, floa
             sift_down(values, indices, 0, count);
         }
     }
-    for (int64_t last = count - 1; last > 0; --last) {  // heap sort: the root, which leaves first, goes to the end
+    for (int64_t last = count - 1; last > 0;
+         --last) {  // heap sort: the root, which leaves first, goes to the end
         const float value = values[0];
         const int32_t index = indices[0];
         values[0] = values[last];

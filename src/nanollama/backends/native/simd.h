@@ -1,5 +1,6 @@
-// Eight-lane vectors as the compiler's own types: what every variant shares. Included once per variant, after NL_VARIANT
-// is defined, and followed by that variant's primitives (simd_portable.h, simd_avx2.h, ...), which must provide
+// Eight-lane vectors as the compiler's own types: what every variant shares. Included once per variant, after
+// NL_VARIANT is defined, and followed by that variant's primitives (simd_portable.h, simd_avx2.h, ...), which
+// must provide
 //
 //   kTileGroups                        weight groups per matmul tile: as many as the registers hold
 //   F8 fma(a, b, c)                    a * b + c; rounded once or twice, as the machine has it
@@ -9,7 +10,7 @@
 //   B32 lookup(table, index)           bytes of a table of 16
 //   I8 round_to_int(v)                 to nearest even, |v| < 2^22
 //   pack_bytes(p, a, b, c, d)          32 integers within -128..127 to bytes, in order
-//   Narrow dot(w, a), dot(n, w, a)     (n +) products of unsigned weights and signed activations, summed by fours or less
+//   Narrow dot(w, a), dot(n, w, a)     (n +) sums of products of unsigned weights and signed activations
 //   narrow_room(w)                     how many dots of weights up to w a Narrow holds without overflow
 //   I8 widen(n), widen(n, scale)       lane sums (times a signed 8-bit scale per row, a RowScale)
 //   I8 dot_signed(sum, w, a)           sum + products of signed weights; + kSignedBias * sum of activations
@@ -56,9 +57,7 @@ NL_INLINE F8 min(F8 a, F8 b) { return a < b ? a : b; }
 NL_INLINE I8 max(I8 a, I8 b) { return a > b ? a : b; }
 
 // The order of a horizontal sum is part of a result: pairs of lanes four apart, then two, then one.
-NL_INLINE float sum_lanes(F8 v) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
+NL_INLINE float sum_lanes(F8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 NL_INLINE int32_t sum_lanes(I8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }

@@ -1,4 +1,5 @@
-// Primitives in plain C++: correct on any processor, and vectorised as far as the compiler can for its baseline.
+// Primitives in plain C++: correct on any processor, and vectorised as far as the compiler can for its
+// baseline.
 #pragma once
 #include "half.h"
 #include "simd.h"
@@ -42,14 +43,16 @@ NL_INLINE void pack_bytes(int8_t* p, I8 a, I8 b, I8 c, I8 d) {
     memcpy(p, bytes, 32);
 }
 
-// Not inlined: without a shuffle instruction it is 32 loads, and unrolled tiles would hold hundreds of copies.
+// Not inlined: without a shuffle instruction it is 32 loads, and unrolled tiles would hold hundreds of
+// copies.
 __attribute__((noinline)) static B32 lookup(const int8_t* table, B32 index) {
     B32 v;
     for (int i = 0; i < 32; ++i) v[i] = uint8_t(table[index[i]]);
     return v;
 }
 
-// Products of the even and the odd bytes fit int16 (255 * 127 = 32385); they are added up in 32 bits, which never overflows.
+// Products of the even and the odd bytes fit int16 (255 * 127 = 32385); they are added up in 32 bits, which
+// never overflows.
 typedef I8 Narrow;
 constexpr int narrow_room(int) { return 1 << 16; }
 

@@ -18,15 +18,19 @@ NL_INLINE void to_half(uint16_t* p, F8 v) {
 NL_INLINE F8 from_brain(const void* p) {
     return (F8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 }
-NL_INLINE I8 ints_from_bytes(const uint8_t* p) { return (I8)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+NL_INLINE I8 ints_from_bytes(const uint8_t* p) {
+    return (I8)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
 NL_INLINE I8 ints_from_signed_bytes(const uint8_t* p) {
     return (I8)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 }
 NL_INLINE I8 round_to_int(F8 v) { return (I8)_mm256_cvtps_epi32((__m256)v); }
 
 NL_INLINE void pack_bytes(int8_t* p, I8 a, I8 b, I8 c, I8 d) {
-    const __m256i ab = _mm256_packs_epi32((__m256i)a, (__m256i)b), cd = _mm256_packs_epi32((__m256i)c, (__m256i)d);
-    // Both packs work within 128-bit halves: words come out as a0 b0 c0 d0 a1 b1 c1 d1 and are put in order here.
+    const __m256i ab = _mm256_packs_epi32((__m256i)a, (__m256i)b),
+                  cd = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+    // Both packs work within 128-bit halves: words come out as a0 b0 c0 d0 a1 b1 c1 d1 and are put in order
+    // here.
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order));
 }

@@ -13,7 +13,8 @@ namespace NL_VARIANT {
 
 extern const NlKernels kernels;
 const NlKernels kernels = {
-    NL_NAME(NL_VARIANT), matmul, quantize, rms_norm, rope, activate, store_kv, attention, attention_merge, argmax, top_k,
+    NL_NAME(NL_VARIANT), matmul,          quantize, rms_norm, rope, activate, store_kv,
+    attention,           attention_merge, argmax,   top_k,
 };
 
 }  // namespace NL_VARIANT

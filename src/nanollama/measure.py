@@ -1,0 +1,129 @@
+"""Measuring a loaded model and the machine under it: speeds beside the bounds that memory and arithmetic set.
+
+Times are medians over repetitions, of steps without sampling or text. A figure without its bound says little:
+decoding can't be faster than memory delivers the weights, nor prefilling faster than the cores multiply.
+"""
+
+import ctypes
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from nanollama.backends.native.library import Library
+from nanollama.backends.ops import Backend, ModelInput, SequenceInput
+from nanollama.errors import UsageError
+
+READ_BYTES = 256 << 20
+READ_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens a second, and the share of the read bandwidth that decoding takes up (``None`` if not known)."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    read_gb_s: float | None
+    decode_bandwidth_share: float | None
+
+
+def measure_speed(
+    backend: Backend,
+    *,
+    prefill_tokens: int,
+    decode_tokens: int,
+    context: int,
+    batch: int,
+    repeats: int,
+    read_gb_s: float | None,
+) -> Speed:
+    """Median speed of prefilling one prompt, and of decoding ``batch`` sequences after ``context`` tokens.
+
+    Raises:
+        UsageError: the cache is too small for what was asked.
+    """
+    needed = max(prefill_tokens, batch * _whole_blocks(backend, context + decode_tokens))
+    if needed > backend.num_blocks * backend.block_tokens:
+        raise UsageError(
+            f"this takes a cache of {needed} tokens and there is one of "
+            f"{backend.num_blocks * backend.block_tokens}; use a larger --ctx or measure less"
+        )
+    prefill, decode = [], []
+    _prefill(backend, 32, 0)  # the first step pays for pages and threads
+    for _ in range(repeats):
+        prefill.append(prefill_tokens / _seconds(lambda: _prefill(backend, prefill_tokens, 0)))
+        decode.append(batch * decode_tokens / _decode(backend, decode_tokens, context, batch))
+    speed = statistics.median(decode)
+    share = None if read_gb_s is None else speed / batch * backend.read_bytes / (read_gb_s * 1e9)
+    return Speed(statistics.median(prefill), speed, read_gb_s, share)
+
+
+def read_bandwidth(library: Library, threads: int) -> float:
+    """GB/s at which ``threads`` threads together read memory that is in no cache: the best of several."""
+    share = READ_BYTES // threads
+    start = library.nl_arena_alloc(READ_BYTES)
+    if not start:
+        raise UsageError("there is too little free memory to measure the read bandwidth")
+    try:
+        ctypes.memset(start, 1, READ_BYTES)
+        with ThreadPoolExecutor(threads) as pool:
+
+            def read_all() -> None:
+                list(pool.map(lambda i: library.nl_read(start + i * share, share), range(threads)))
+
+            read_all()
+            return READ_BYTES / min(_seconds(read_all) for _ in range(READ_REPEATS)) / 1e9
+    finally:
+        library.nl_arena_free(start, READ_BYTES)
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _prefill(backend: Backend, n_tokens: int, first_block: int, chunk: int = 512) -> None:
+    vocab = backend.spec.vocab_size
+    for start in range(0, n_tokens, chunk):
+        n = min(chunk, n_tokens - start)
+        blocks = -(-(start + n) // backend.block_tokens)
+        sequence = SequenceInput(n, start, tuple(range(first_block, first_block + blocks)))
+        # Scattered ids, so that embedding rows do not all come from one page.
+        ids = tuple((start + i) * 7919 % vocab for i in range(n))
+        backend.step(ModelInput(ids, (sequence,), (n - 1,) if start + n == n_tokens else ()))
+
+
+def _decode(backend: Backend, n_tokens: int, context: int, batch: int) -> float:
+    """Seconds for ``n_tokens`` decode steps of ``batch`` sequences that hold ``context`` tokens each."""
+    each = _whole_blocks(backend, context + n_tokens) // backend.block_tokens
+    for i in range(batch):
+        _prefill(backend, context, i * each)
+    rows = tuple(range(batch))
+
+    def step(done: int) -> None:
+        n_cached = context + done
+        blocks = n_cached // backend.block_tokens + 1
+        sequences = tuple(SequenceInput(1, n_cached, tuple(range(i * each, i * each + blocks))) for i in rows)
+        ids = tuple((done * 7919 + i) % backend.spec.vocab_size for i in rows)
+        backend.step(ModelInput(ids, sequences, rows))
+
+    def run() -> None:
+        for done in range(n_tokens):
+            step(done)
+
+    return _seconds(run)
+
+
+def _whole_blocks(backend: Backend, n_tokens: int) -> int:
+    return -(-n_tokens // backend.block_tokens) * backend.block_tokens
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
