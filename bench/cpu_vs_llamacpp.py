@@ -125,15 +125,14 @@ def conditions(args: argparse.Namespace, library: Library) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
+    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")), "")
     bandwidth = read_bandwidth(library, args.threads)
 
     return (
-        f"Commit {commit}, {datetime.date.today()}, {cpu}, {platform.system()}, {args.threads} threads, kernels "
-        f"{args.variant or library.variants()[0]}, llama-cpp-python {llama_cpp.__version__}, read bandwidth "
-        f"{bandwidth:.1f} GB/s, {args.pairs} pairs."
+        f"Commit {commit}, {datetime.date.today()}, {cpu}, {platform.system()}, {args.threads} threads, "
+        f"kernels {args.variant or library.variants()[0]}, llama-cpp-python {llama_cpp.__version__}, "
+        f"read bandwidth {bandwidth:.1f} GB/s, {args.pairs} pairs."
     )
 
 

@@ -38,7 +38,14 @@ class Case:
         # What was never written is NaN: reading it would show.
         self.keys = np.full((blocks + 3, kv_heads, self.block_size * dim), 0x7E00, np.uint16)
         self.values = self.keys.copy()
-        self.cache = Cache(self.keys.ctypes.data, self.values.ctypes.data, self.block_size, kv_heads, dim)
+        self.cache = Cache(
+            self.keys.ctypes.data,
+            self.values.ctypes.data,
+            self.block_size,
+            kv_heads,
+            dim,
+            kv_heads * self.block_size * dim,
+        )
 
     def store(self, kernels: Kernels, first: int = 0, last: int | None = None) -> None:
         k, v = (np.ascontiguousarray(x[first:last]) for x in (self.k, self.v))

@@ -26,7 +26,7 @@ inline void store_kv(const NlCache* cache, const float* key, const float* value,
         if (slots[row] < 0) continue;
         const int64_t block = slots[row] / block_size, token = slots[row] % block_size;
         for (int64_t head = 0; head < cache->kv_heads; ++head) {
-            const int64_t page = (block * cache->kv_heads + head) * block_size * dim;
+            const int64_t page = block * cache->block_stride + head * block_size * dim;
             const float *k = key + row * stride + head * dim, *v = value + row * stride + head * dim;
             uint16_t* keys = cache->keys + page + token / kLanes * kLanes * dim + token % kLanes;
             uint16_t* values = cache->values + page + token * kLanes;
@@ -137,7 +137,7 @@ struct SpanTile {
     // Where the head's keys or values of the block that holds `token` begin.
     NL_INLINE int64_t page_of(const NlCache& cache, const int32_t* table, int64_t kv_head, int64_t token) {
         const int64_t block = table[token / cache.block_size];
-        return (block * cache.kv_heads + kv_head) * cache.block_size * cache.head_dim;
+        return block * cache.block_stride + kv_head * cache.block_size * cache.head_dim;
     }
 
     void score(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,

@@ -83,7 +83,7 @@ class NativeBackend:
         self.decoded = packer.decoded
         self._buffers: dict[str, int] = {}
         self._allocate_step()
-        self._caches = [self._cache() for _ in spec.layers]
+        self._caches = self._allocate_cache()
         ops = NativeOps(self._buffer, self._caches, self._bind_attention, MAX_ROWS)
         self._logits = forward(ops, spec, self._weights)
         self._tape = ops.tape
@@ -126,16 +126,23 @@ class NativeBackend:
         # Only rows that are decoded alone are spread over spans.
         self._max_spans = -(-self.num_blocks * BLOCK_TOKENS // SPAN)
 
-    def _cache(self) -> Cache:
+    def _allocate_cache(self) -> list[Cache]:
+        """One piece of memory ``[block][layer][keys, values]``, so that memory is taken as blocks come into use."""
         a = self.spec.attention
-        size = self.num_blocks * BLOCK_TOKENS * a.kv_size * 2
-        return Cache(
-            keys=self._arena.take(size),
-            values=self._arena.take(size),
-            block_size=BLOCK_TOKENS,
-            kv_heads=a.num_kv_heads,
-            head_dim=a.head_dim,
-        )
+        size = BLOCK_TOKENS * a.kv_size  # float16 numbers in the keys of one block and layer
+        stride = 2 * size * self.spec.num_layers
+        start = self._arena.take(self.num_blocks * stride * 2)
+        return [
+            Cache(
+                keys=start + 2 * (2 * i * size),
+                values=start + 2 * ((2 * i + 1) * size),
+                block_size=BLOCK_TOKENS,
+                kv_heads=a.num_kv_heads,
+                head_dim=a.head_dim,
+                block_stride=stride,
+            )
+            for i in range(self.spec.num_layers)
+        ]
 
     def _bind_attention(self, call: Attention) -> None:
         call.block_tables = self._tables.ctypes.data

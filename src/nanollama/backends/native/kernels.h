@@ -46,7 +46,8 @@ struct NlCache {
     uint16_t* values;
     int64_t block_size;
     int64_t kv_heads;
-    int64_t head_dim;  // a multiple of 16
+    int64_t head_dim;      // a multiple of 16
+    int64_t block_stride;  // from one block to the next: other layers may lie in between
 };
 
 // What one attention call works on. The query of row r of item i sits at `position + r` and sees the tokens

@@ -73,6 +73,7 @@ class Cache(Structure):
         ("block_size", c_int64),
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
+        ("block_stride", c_int64),
     )
 
 
