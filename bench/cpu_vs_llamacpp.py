@@ -76,7 +76,7 @@ class Ours:
         return self._measure(prefill_tokens=1, decode_tokens=n, context=context, batch=batch).decode_tok_s
 
     def _measure(self, **lengths: int) -> Speed:
-        return measure_speed(self.backend, **lengths, repeats=1, read_gb_s=None)
+        return measure_speed(self.backend, **lengths, repeats=1)
 
 
 def compare(path: str, args: argparse.Namespace) -> list[Row]:

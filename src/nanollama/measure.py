@@ -23,12 +23,10 @@ READ_REPEATS = 5
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens a second, and the share of the read bandwidth that decoding takes up (``None`` if not known)."""
+    """Tokens a second; decoding counts the tokens of all sequences of a batch."""
 
     prefill_tok_s: float
     decode_tok_s: float
-    read_gb_s: float | None
-    decode_bandwidth_share: float | None
 
 
 def measure_speed(
@@ -39,7 +37,6 @@ def measure_speed(
     context: int,
     batch: int,
     repeats: int,
-    read_gb_s: float | None,
 ) -> Speed:
     """Median speed of prefilling one prompt, and of decoding ``batch`` sequences after ``context`` tokens.
 
@@ -57,9 +54,7 @@ def measure_speed(
     for _ in range(repeats):
         prefill.append(prefill_tokens / _seconds(lambda: _prefill(backend, prefill_tokens, 0)))
         decode.append(batch * decode_tokens / _decode(backend, decode_tokens, context, batch))
-    speed = statistics.median(decode)
-    share = None if read_gb_s is None else speed / batch * backend.read_bytes / (read_gb_s * 1e9)
-    return Speed(statistics.median(prefill), speed, read_gb_s, share)
+    return Speed(statistics.median(prefill), statistics.median(decode))
 
 
 def read_bandwidth(library: Library, threads: int) -> float:

@@ -49,9 +49,13 @@ def bench_command(args: argparse.Namespace) -> int:
 
         threads = loading.get("threads") or physical_cores()
         with terminal.status("Measuring …"):
-            on_cpu = llm.loaded.name == "native"
-            read_gb_s = read_bandwidth(Library(find_library()), threads) if on_cpu else None
-            speed = measure_speed(llm.loaded.backend, **lengths, read_gb_s=read_gb_s)
+            backend = llm.loaded.backend
+            speed = measure_speed(backend, **lengths)
+            rss_mb = peak_rss_mb()  # before the memory that measuring the bandwidth takes
+            read_gb_s = share = None
+            if llm.loaded.name == "native":
+                read_gb_s = read_bandwidth(Library(find_library()), threads)
+                share = speed.decode_tok_s / lengths["batch"] * backend.read_bytes / (read_gb_s * 1e9)
         facts = {
             "model": llm.name,
             "prefill_tok_s": round(speed.prefill_tok_s, 1),
@@ -62,10 +66,10 @@ def bench_command(args: argparse.Namespace) -> int:
             "batch": lengths["batch"],
             "threads": threads,
             "backend": f"{llm.loaded.name} {llm.device} {llm.dtype}",
-            "read_gb_s": rounded(speed.read_gb_s),
-            "decode_bandwidth_share": rounded(speed.decode_bandwidth_share, 3),
+            "read_gb_s": rounded(read_gb_s),
+            "decode_bandwidth_share": rounded(share, 3),
             "load_s": round(llm.load_s, 3),
-            "rss_mb": round(peak_rss_mb(), 1),
+            "rss_mb": round(rss_mb, 1),
         }
     terminal.write((json.dumps(facts) if args.json else described(facts)) + "\n")
     return 0

@@ -1,0 +1,48 @@
+"""``nanollama bench``: figures with their bounds, for people and for programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanollama.cli.main import main
+
+
+def bench(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(["bench", *args, "--repeats", "1", "--prefill", "40", "--decode", "3"]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_has_every_figure(stories_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(bench(capsys, str(stories_path), "--json", "--backend", "torch", "--threads", "1"))
+    assert facts["prefill_tok_s"] > 0
+    assert facts["decode_tok_s"] > 0
+    assert (facts["prefill_tokens"], facts["decode_tokens"], facts["threads"]) == (40, 3, 1)
+    assert facts["backend"] == "torch cpu float32"
+    assert facts["read_gb_s"] is None
+    assert facts["decode_bandwidth_share"] is None
+    assert facts["load_s"] > 0
+    assert facts["rss_mb"] > 10
+
+
+@pytest.mark.model
+def test_the_native_backend_is_measured_beside_the_read_bandwidth(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads(bench(capsys, str(smollm2_path), "--json", "--backend", "native", "--batch", "3"))
+    assert facts["batch"] == 3
+    assert facts["read_gb_s"] > 0
+    # Three sequences share one reading of the weights, so this may come near 1 but not exceed it by much.
+    assert 0 < facts["decode_bandwidth_share"] < 1.5
+
+
+def test_people_get_sentences(stories_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = bench(capsys, str(stories_path), "--backend", "torch")
+    assert "prefill" in shown
+    assert "(3 tokens after 1)" in shown
+
+
+@pytest.mark.parametrize("option", ["--batch=0", "--prefill=0", "--repeats=x", "--context=-1"])
+def test_lengths_that_can_not_be_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "smollm2", option]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
