@@ -188,7 +188,8 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
     query = np.concatenate([case.q[c:] for case, c in zip(cases, cached, strict=True)])
     out = np.full_like(query, np.nan)
     job = Attention(
-        Cache(keys.ctypes.data, values.ctypes.data, size, kv_heads, dim), query.ctypes.data, heads * dim,
+        Cache(keys.ctypes.data, values.ctypes.data, size, kv_heads, dim, kv_heads * size * dim),
+        query.ctypes.data, heads * dim,
         tables.ctypes.data, tables.shape[1], heads, window, 0.125, 0.0, out.ctypes.data, heads * dim, None,
     )  # fmt: skip
     items, row = [], 0

@@ -1,4 +1,4 @@
-"""The thread pool under random jobs: every unit runs once and in its phase, and the thread sanitizer finds no race."""
+"""The thread pool under random jobs: every unit runs once and in its phase, and sanitizers find nothing."""
 
 import subprocess
 from pathlib import Path

@@ -63,7 +63,7 @@ class NativeBackend:
         cache_tokens: int,
         variant: str | None = None,
     ) -> None:
-        """Pack the weights and record the tape. ``variant`` names an instruction set; ``None`` takes the best.
+        """Pack the weights and record the tape. ``variant`` names an instruction set, ``None`` the best.
 
         Raises:
             FormatError: the tensors do not fill the model exactly.
@@ -127,7 +127,7 @@ class NativeBackend:
         self._max_spans = -(-self.num_blocks * BLOCK_TOKENS // SPAN)
 
     def _allocate_cache(self) -> list[Cache]:
-        """One piece of memory ``[block][layer][keys, values]``, so that memory is taken as blocks come into use."""
+        """One piece of memory ``[block][layer][keys, values]``: it is taken as blocks come into use."""
         a = self.spec.attention
         size = BLOCK_TOKENS * a.kv_size  # float16 numbers in the keys of one block and layer
         stride = 2 * size * self.spec.num_layers
@@ -155,7 +155,8 @@ class NativeBackend:
     def _fill(self, batch: ModelInput) -> Step:
         """Write one step's tokens, places and work items where the tape reads them."""
         n = len(batch.token_ids)
-        assert n <= MAX_ROWS and len(batch.sequences) <= MAX_SEQUENCES, "the engine keeps within the limits"
+        assert n <= MAX_ROWS, "the engine keeps within the limits"
+        assert len(batch.sequences) <= MAX_SEQUENCES, "the engine keeps within the limits"
         self._token_ids[:n] = batch.token_ids
         self._logit_index[: len(batch.logit_rows)] = batch.logit_rows
         row = 0
@@ -194,7 +195,7 @@ class NativeBackend:
         return Rotation(cos=cos.ctypes.data, sin=sin.ctypes.data)
 
     def _plan(self, batch: ModelInput, window: int | None) -> AttentionPlan:
-        """Cut the step's attention into items: tiles of rows while prefilling, spans of the cache while decoding."""
+        """Cut the step's attention into items: tiles of rows in a prompt, spans of the cache in decoding."""
         items: list[AttentionItem] = []
         merges: list[AttentionMerge] = []
         row = slot = 0
@@ -204,7 +205,8 @@ class NativeBackend:
             spans = range(first, -(-end // SPAN))
             if s.n_new == 1 and len(spans) > 1 and slot + len(spans) <= self._max_slots:
                 items += [
-                    AttentionItem(row, 1, i, s.n_cached, span, span + 1, slot + j, 0) for j, span in enumerate(spans)
+                    AttentionItem(row, 1, i, s.n_cached, span, span + 1, slot + j, 0)
+                    for j, span in enumerate(spans)
                 ]
                 merges.append(AttentionMerge(row, slot, len(spans), 0))
                 slot += len(spans)

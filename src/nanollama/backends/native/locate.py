@@ -1,6 +1,7 @@
-"""Finding the compiled kernels: the installed library if it fits the sources, else one built now and kept in a cache.
+"""Finding the compiled kernels: the installed library if it fits the sources, else one built now.
 
-Building happens once for each version of the sources. Where there is no compiler the error says how to get one.
+Building happens once for each version of the sources. Where there is no compiler the error says how to get
+one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Memory that the kernels work in: zeroed, aligned to huge pages, given out in pieces that live as long as the arena."""
+"""Memory that the kernels work in: zeroed, aligned to huge pages, alive as long as its arena."""
 
 from nanollama.backends.native.library import Library
 from nanollama.errors import BackendError
@@ -29,7 +29,8 @@ class Arena:
             start = self._library.nl_arena_alloc(size)
             if not start:
                 raise BackendError(
-                    f"{size / 2**20:.0f} MiB of memory could not be reserved for the model; use a smaller --ctx"
+                    f"{size / 2**20:.0f} MiB of memory could not be reserved for the model; "
+                    "use a smaller --ctx"
                 )
             self._pieces.append((start, size))
             self._free = size

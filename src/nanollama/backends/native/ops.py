@@ -1,8 +1,9 @@
 """The native ops: each call of the recipe appends a record to a tape instead of computing.
 
-A ModelSpec's recipe runs once over these ops; the tape is then replayed for every step by one C call. Neighbouring records
-merge on the way: a sum joins the norm behind it, and what a matrix multiplication needs quantized is quantized by the record
-that makes it. Buffers are fixed, sized for the largest step, and shared by all layers.
+A ModelSpec's recipe runs once over these ops; the tape is then replayed for every step by one C call.
+Neighbouring records merge on the way: a sum joins the norm behind it, and what a matrix multiplication needs
+quantized is quantized by the record that makes it. Buffers are fixed, sized for the largest step, and shared
+by all layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class NativeWeight:
-    """A packed parameter: the address of float32 values, or a matrix in R8 layout with the sizes of its parts.
+    """A packed parameter: the address of float32 values, or an R8 matrix with the sizes of its parts.
 
     ``is_float`` says that the matrix multiplies float32 activations, not quantized ones.
     """
@@ -60,7 +61,7 @@ class Tape:
 
 
 class NativeOps:
-    """Records one model's step. ``allocate(name, bytes)`` hands out a buffer, the same one for the same name."""
+    """Records one model's step. ``allocate(name, bytes)`` hands out the same buffer for the same name."""
 
     def __init__(
         self,
@@ -126,7 +127,11 @@ class NativeOps:
     def rope(self, x: Value, layer: LayerSpec, head_dim: int) -> Value:
         rope, last = _index(self.tape.ropes, layer.rope), self.tape.ops[-1]
         # k lies right behind q in the result of their merged matrix: one record turns the heads of both.
-        if last.kind == OpKind.ROPE and last.rope == rope and last.x + last.heads * head_dim * FLOAT == x.address:
+        if (
+            last.kind == OpKind.ROPE
+            and last.rope == rope
+            and last.x + last.heads * head_dim * FLOAT == x.address
+        ):
             last.heads += x.cols // head_dim
             return x
         record = self._of(x, OpKind.ROPE, rope=rope)
@@ -194,7 +199,9 @@ class NativeOps:
             rows, cols = self._max_rows, x.cols
             quants = self._allocate(f"quants {cols}", rows * cols)
             meta = self._allocate(f"meta {cols}", rows * cols // 32 * 4 * FLOAT)
-            x.activations = Activations(values=x.address, stride=x.stride, quants=quants, meta=meta, cols=cols)
+            x.activations = Activations(
+                values=x.address, stride=x.stride, quants=quants, meta=meta, cols=cols
+            )
             self.tape.keep.append(x.activations)
             if x.record is not None:
                 x.record.quantized = addressof(x.activations)

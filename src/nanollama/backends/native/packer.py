@@ -1,6 +1,7 @@
 """Taking parameters in: packed GGUF tensors become R8 matrices, exactly, with the pool's threads.
 
-A tensor whose type the kernels can't hold is decoded to float32 first: exact too, and larger. What was decoded so is listed.
+A tensor whose type the kernels can't hold is decoded to float32 first: exact too, and larger. What was
+decoded so is listed.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The tape as Python sees it: the records and steps of ``tape.h``, field by field, and the pool that replays them."""
+"""The tape as Python sees it: the records of ``tape.h``, field by field, and the pool that replays them."""
 
 import ctypes
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class OpKind(IntEnum):
 
 
 class Op(Structure):
-    """``NlOp``: one record. Addresses are plain integers; whoever builds it keeps what they point to alive."""
+    """``NlOp``: one record. Addresses are plain integers; what they point to is kept alive elsewhere."""
 
     _fields_ = (
         ("kind", c_int64),
