@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_TOKENS = 32
+MAX_ROWS = 4096
+MAX_SEQUENCES = 1024
 
 
 class TorchPacker:
@@ -68,6 +70,7 @@ class TorchBackend:
         """
         self.spec = spec
         self.block_tokens = BLOCK_TOKENS
+        self.max_rows, self.max_sequences = MAX_ROWS, MAX_SEQUENCES
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._dtype = DTYPES[dtype]
         try:

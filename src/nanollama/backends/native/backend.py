@@ -73,6 +73,7 @@ class NativeBackend:
         check_supported(spec)
         self.spec = spec
         self.block_tokens = BLOCK_TOKENS
+        self.max_rows, self.max_sequences = MAX_ROWS, MAX_SEQUENCES
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._kernels = library.kernels(variant)
         self._pool = Pool(library, threads)
