@@ -16,6 +16,7 @@ namespace nl {
 namespace NL_VARIANT {
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kFetchAheadKeys = 2048;  // elements, 4 KiB
 
 inline void store_kv(const NlCache* cache, const float* key, const float* value, int64_t stride,
                      const int64_t* slots, int64_t begin, int64_t end) {
@@ -41,17 +42,29 @@ inline void store_kv(const NlCache* cache, const float* key, const float* value,
     }
 }
 
-// acc[m] += sum over i < n of x[m][i] * panel[i].
 template <int M>
-NL_INLINE void add_panel(const uint16_t* panel, int64_t n, const float* const (&x)[M], F8 (&acc)[M][2]) {
-    for (int64_t i = 0; i < n; ++i) {
-        const F8 first = from_half(panel + i * kLanes), second = from_half(panel + i * kLanes + 8);
-        for (int m = 0; m < M; ++m) {
-            const F8 scalar = all(x[m][i]);
-            acc[m][0] = fma(first, scalar, acc[m][0]);
-            acc[m][1] = fma(second, scalar, acc[m][1]);
-        }
+NL_INLINE void add_scaled(const uint16_t* lanes, int64_t i, const float* const (&x)[M], F8 (&acc)[M][2]) {
+    const F8 first = from_half(lanes), second = from_half(lanes + 8);
+    for (int m = 0; m < M; ++m) {
+        const F8 scalar = all(x[m][i]);
+        acc[m][0] = fma(first, scalar, acc[m][0]);
+        acc[m][1] = fma(second, scalar, acc[m][1]);
     }
+}
+
+// acc[m] += sum over i < n of x[m][i] * panel[i]. Meanwhile as many bytes at `next` and `after` (unless null)
+// are fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
+template <int M>
+NL_INLINE void add_panel(const uint16_t* panel, int64_t n, const float* const (&x)[M], F8 (&acc)[M][2],
+                         const uint16_t* next, const uint16_t* after) {
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2) {
+        __builtin_prefetch(next + i * kLanes, 0, 2);
+        if (after) __builtin_prefetch(after + i * kLanes, 0, 2);
+        add_scaled<M>(panel + i * kLanes, i, x, acc);
+        add_scaled<M>(panel + (i + 1) * kLanes, i + 1, x, acc);
+    }
+    if (i < n) add_scaled<M>(panel + i * kLanes, i, x, acc);
 }
 
 // One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0:
@@ -109,13 +122,15 @@ struct SpanTile {
         add_values(job, table, kv_head, from, to, scores, rescale);
     }
 
-    // scores[m][t - from] for the panels of 16 tokens that [from, to) touches; -inf where a row does not see
-    // the token.
-    NL_INLINE void score_panel(const NlAttention& job, const uint16_t* panel, int64_t token,
+    // Scores of the 16 tokens whose keys lie at cache.keys + at; -inf where a row does not see the token.
+    NL_INLINE void score_panel(const NlAttention& job, int64_t at, int64_t ahead, int64_t token,
                                const float* const (&rows)[M], const int64_t (&low)[M],
                                const int64_t (&high)[M], F8 (&acc)[M][2]) {
         for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = all(0);
-        add_panel<M>(panel, job.cache.head_dim, rows, acc);
+        // The values of these tokens are needed after the scores. They take as much room as the keys, at the
+        // same place of their page.
+        const NlCache& cache = job.cache;
+        add_panel<M>(cache.keys + at, cache.head_dim, rows, acc, cache.keys + ahead, cache.values + at);
         bool all_seen = true;
         for (int m = 0; m < M; ++m) all_seen &= low[m] <= token && token + kLanes <= high[m];
         for (int m = 0; m < M; ++m) {
@@ -140,21 +155,22 @@ struct SpanTile {
         return block * cache.block_stride + kv_head * cache.block_size * cache.head_dim;
     }
 
+    // Where the panel of keys that begins with `token` lies.
+    NL_INLINE int64_t keys_of(const NlCache& cache, const int32_t* table, int64_t kv_head, int64_t token) {
+        return page_of(cache, table, kv_head, token) + token % cache.block_size * cache.head_dim;
+    }
+
     void score(const NlAttention& job, const int32_t* table, int64_t kv_head, int64_t from, int64_t to,
                float (&scores)[M][kSpan], float (&maximum)[M]) {
         const NlCache& cache = job.cache;
+        const int64_t distance = (kFetchAheadKeys / cache.head_dim + kLanes - 1) / kLanes * kLanes;
         F8 top[M];
         for (int m = 0; m < M; ++m) top[m] = all(-INFINITY);
         for (int64_t token = from; token < to; token += kLanes) {
-            const int64_t at =
-                page_of(cache, table, kv_head, token) + token % cache.block_size * cache.head_dim;
-            // The values of these tokens are needed next; keys and values of a page have the same size.
-            for (int64_t i = 0; i < cache.head_dim * kLanes; i += 32) {
-                __builtin_prefetch(cache.values + at + i, 0, 2);
-                __builtin_prefetch(cache.keys + at + cache.head_dim * kLanes + i, 0, 3);
-            }
+            const int64_t later = token + distance < to ? token + distance : token;
             F8 acc[M][2];
-            score_panel(job, cache.keys + at, token, query, low, high, acc);
+            score_panel(job, keys_of(cache, table, kv_head, token), keys_of(cache, table, kv_head, later),
+                        token, query, low, high, acc);
             for (int m = 0; m < M; ++m) {
                 store(scores[m] + token - from, acc[m][0]);
                 store(scores[m] + token - from + 8, acc[m][1]);
@@ -188,7 +204,8 @@ struct SpanTile {
                     page_of(cache, table, kv_head, token) + d * cache.block_size + offset * kLanes;
                 const float* weights[M];
                 for (int m = 0; m < M; ++m) weights[m] = scores[m] + token - from;
-                add_panel<M>(cache.values + at, count, weights, acc);
+                const uint16_t* panel = cache.values + at;
+                add_panel<M>(panel, count, weights, acc, panel + cache.block_size * kLanes, nullptr);
                 token += count;
             }
             for (int m = 0; m < M; ++m) {

@@ -173,7 +173,7 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 
-// Weights come from memory once, in order of groups. While a tile works, the groups at least this far ahead are
+// Weights come from memory once, in order. While a tile works, the groups at least this far ahead are
 // fetched into L2 at the same pace: the hardware alone, which stops at every 4 KiB, gets half as much.
 constexpr int64_t kFetchAhead = 16 * 1024;
 
