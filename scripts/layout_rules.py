@@ -17,7 +17,9 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_FIELDS = 12
 
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "llm.py::start": "two thirds are the documentation of its options",
+}
 """``file::function`` -> why it is longer than the limit."""
 
 WIDE_DATACLASSES: dict[str, str] = {}
@@ -27,6 +29,7 @@ STAGES: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors", "config"}),
     frozenset({"store", "formats", "quant"}),
     frozenset({"model", "backends", "sampling", "text", "engine", "reference"}),
+    frozenset({"inputs", "answer"}),
     frozenset({"llm"}),
     frozenset({"perplexity", "measure"}),
     frozenset({"cli", "server"}),

@@ -99,7 +99,8 @@ def test_the_second_turn_finds_the_first_in_the_cache(smollm2: LLM) -> None:
         {"role": "user", "content": "And Italy?"},
     ]
     second = smollm2.chat(more, max_tokens=8, temperature=0)
-    assert second.timings.cached_tokens >= first.prompt_tokens
+    # Whole blocks of 32 tokens are found again.
+    assert second.timings.cached_tokens >= first.prompt_tokens // 32 * 32 > 0
 
 
 def test_a_model_without_a_template_can_not_chat(stories: LLM) -> None:

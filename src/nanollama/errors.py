@@ -8,6 +8,7 @@
     |-- UnsupportedError         well formed, but something we do not run
     |-- TemplateError            a chat template failed, or overran its budget
     |-- ContextOverflowError     the prompt does not fit the context window
+    |-- OverloadedError          too many requests are waiting already
     `-- BackendError             the device or backend asked for cannot be used
 
 A message is one sentence that says what happened, what was expected and what to do. It is shown as it
@@ -63,6 +64,12 @@ class ContextOverflowError(NanollamaError):
     """The prompt needs more tokens than the context window has."""
 
     http_status = 400
+
+
+class OverloadedError(NanollamaError):
+    """The queue of waiting requests is full; the same request may be sent again later."""
+
+    http_status = 429
 
 
 class BackendError(NanollamaError):

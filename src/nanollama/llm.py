@@ -7,36 +7,40 @@ streaming shows.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
 
+from nanollama.answer import Answer, fold
 from nanollama.backends.select import BackendChoice, load_backend
 from nanollama.errors import TemplateError, UsageError
-from nanollama.sampling.params import model_settings, sampling_params
-from nanollama.text.chat import fit_chat
-from nanollama.text.stream import TextStream
-from nanollama.types import (
-    DEFAULT_MODEL,
-    Completion,
-    ContextPolicy,
-    FinishReason,
-    Message,
-    Request,
-    TextEvent,
-    Timings,
-    TokenEvent,
+from nanollama.inputs import (
+    MAX_ANSWERS,
+    MAX_LOGPROBS,
+    Messages,
+    check_context,
+    check_count,
+    check_max_tokens,
+    check_policy,
+    check_stop,
+    check_token_ids,
+    conversation,
 )
+from nanollama.model.requantize import check_width, requantized
+from nanollama.sampling.params import model_settings, sampling_params
+from nanollama.text.chat import FittedChat, fit_chat
+from nanollama.types import DEFAULT_MODEL, Completion, ContextPolicy, Message, Request, TextEvent
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nanollama.engine.engine import EngineConfig
     from nanollama.model.checkpoint import Checkpoint
     from nanollama.store.transfer import Progress
     from nanollama.text.template import ChatTemplate
-
-Messages = Sequence[Message | Mapping[str, str]]
 
 DEFAULT_MAX_CONTEXT = 8192
 """The context window where none is asked for, unless the model's own is smaller: it fits small machines."""
@@ -58,6 +62,10 @@ class LLM:
         dtype: str | None = None,
         threads: int | None = None,
         n_ctx: int | None = None,
+        quantize: str | None = None,
+        cache_tokens: int | None = None,
+        max_sequences: int = 32,
+        max_queue: int | None = None,
         progress: "Progress | None" = None,
         notice: Callable[[str], None] = warnings.warn,
     ) -> None:
@@ -70,22 +78,39 @@ class LLM:
             dtype: ``float32``, ``float16`` or ``bfloat16``, on the torch backend; ``None`` takes what suits.
             threads: CPU threads; ``None`` takes as many as there are physical cores.
             n_ctx: size of the context window in tokens; ``None`` takes the model's, at most 8192.
+            quantize: ``q8`` or ``q4`` quantizes wider matrices to that while loading; ``quantized`` says what
+                it saved.
+            cache_tokens: size of the cache that all running answers share; ``None`` takes ``n_ctx``.
+            max_sequences: answers that run at once; more wait.
+            max_queue: answers that may wait; ``None`` sets no limit.
             progress: told how a download goes on.
             notice: told when a slower way had to be taken.
 
         Raises:
             NanollamaError: one of its kinds, with a sentence that says what to do.
         """
+        from nanollama.engine.engine import EngineConfig
         from nanollama.store.store import resolve
 
         choice = BackendChoice(backend, device, dtype, threads)
         self.name = model
+        if quantize is not None:
+            check_width(quantize)
         self.path: Path = resolve(model, progress=progress)
         start = time.perf_counter()
-        self._load(choice, n_ctx, notice)
+        limits = partial(EngineConfig, max_sequences=max_sequences, max_queue=max_queue)
+        self._load(choice, n_ctx, quantize, cache_tokens, limits, notice)
         self.load_s = time.perf_counter() - start
 
-    def _load(self, choice: BackendChoice, n_ctx: int | None, notice: Callable[[str], None]) -> None:
+    def _load(
+        self,
+        choice: BackendChoice,
+        n_ctx: int | None,
+        quantize: str | None,
+        cache_tokens: int | None,
+        limits: Callable[..., "EngineConfig"],
+        notice: Callable[[str], None],
+    ) -> None:
         from nanollama.engine.engine import Engine
         from nanollama.model.checkpoint import open_gguf
         from nanollama.text.tokenizer import Tokenizer
@@ -93,14 +118,21 @@ class LLM:
         checkpoint = open_gguf(self.path)
         try:
             self.spec = checkpoint.spec
-            self.n_ctx = _context(n_ctx, self.spec.max_context)
+            self.n_ctx = check_context(n_ctx, self.spec.max_context, DEFAULT_MAX_CONTEXT)
             self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
             self._template = self._chat_template(checkpoint)
             self._model_settings = {**model_settings(checkpoint.metadata), **_recommended(self.name)}
+            tensors = checkpoint.tensors
+            self.quantized: str | None = None
+            if quantize is not None:
+                tensors, self.quantized = requantized(tensors, quantize)
             self.loaded = load_backend(
-                choice, self.spec, checkpoint.tensors, cache_tokens=self.n_ctx, notice=notice
+                choice, self.spec, tensors, cache_tokens=cache_tokens or self.n_ctx, notice=notice
             )
-            self.engine = Engine(self.loaded.backend, self.n_ctx)
+            if quantize is not None and self.loaded.name == "torch":
+                notice(f"the torch backend computes in {self.loaded.dtype}: quantizing saves no memory there")
+            root = f"{self.path.resolve()} {quantize}".encode()
+            self.engine = Engine(self.loaded.backend, limits(n_ctx=self.n_ctx, root=root))
         finally:
             checkpoint.close()
 
@@ -141,59 +173,121 @@ class LLM:
             if event.text:
                 yield event.text
 
-    def events(
+    def events(self, prompt: str | Messages, **options: Any) -> Iterator[TextEvent]:
+        """Generate and yield text as it becomes final; the last event carries the Completion.
+
+        The options are those of :meth:`start`. Closing the iterator ends the answer.
+        """
+        (answer,) = self.start(prompt, **options)
+        return iter(answer)
+
+    def start(
         self,
-        prompt: str | Messages,
+        prompt: str | Sequence[int] | Messages,
         *,
+        n: int = 1,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         system: str | None = None,
         context_policy: ContextPolicy = "drop_oldest",
         parse_special: bool = False,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        priority: int = 0,
+        salt: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
         **sampling: Any,
-    ) -> Iterator[TextEvent]:
-        """Generate and yield text as it becomes final; the last event carries the Completion.
+    ) -> list[Answer]:
+        """Begin ``n`` answers to one prompt; they run together with whatever else runs.
 
         Args:
-            prompt: a text to continue, or the messages of a conversation (``role`` and ``content``) to
-            answer. max_tokens: most tokens to generate; ``None`` goes on to the end of the context window.
-            stop: texts that end the answer; they are not part of it. system: a system prompt put before the
-            messages. context_policy: what to do when a conversation is too long; see ContextPolicy.
+            prompt: a text or token ids to continue, or the messages of a conversation (``role`` and
+                ``content``) to answer.
+            n: answers to the same prompt, which is computed once. With a seed, answer i has the seed plus i.
+            max_tokens: most tokens to generate; ``None`` goes on to the end of the context window.
+            stop: texts that end the answer; they are not part of it.
+            system: a system prompt put before the messages.
+            context_policy: what to do when a conversation is too long; see ContextPolicy.
             parse_special: recognise control tokens in a text prompt. Messages never contain control tokens.
+            min_tokens: the model may not end its turn before so many tokens.
+            ignore_eos: go on after the model has ended its turn.
+            logprobs: report the log-probability of each token, and of so many likely alternatives (0 to 20).
+            prompt_logprobs: the same for the tokens of the prompt.
+            priority: a smaller one runs first.
+            salt: answers with different salts share nothing in the cache.
+            template_kwargs: further variables for the chat template.
+            add_generation_prompt: end the conversation where the assistant begins to speak.
             sampling: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
                 frequency_penalty, logit_bias, seed. What is not given comes from the model's own settings,
-                then from the defaults (temperature 0.8, top_k 50, top_p 0.9, repeat_penalty 1.1 over 64
-                tokens).
+                then from the defaults (temperature 0.8, top_k 50, top_p 0.9, repeat_penalty 1.1 over 64).
 
         Raises:
             UsageError: an option is unknown or out of range.
             ContextOverflowError: the prompt does not fit the context window.
             TemplateError: the model has no chat template, or it refused the messages.
+            OverloadedError: too many requests wait already.
         """
+        check_count("n", n, 1, MAX_ANSWERS)
+        limit = check_max_tokens(max_tokens, self.n_ctx)
+        check_count("min_tokens", min_tokens, 0, limit)
+        check_count("logprobs", logprobs or 0, 0, MAX_LOGPROBS)
+        check_count("prompt_logprobs", prompt_logprobs or 0, 0, MAX_LOGPROBS)
         params = sampling_params(sampling, self._model_settings, vocab_size=self.spec.vocab_size)
-        limit = _max_tokens(max_tokens, self.n_ctx)
-        stops = _stop_strings(stop)
-        dropped_messages = dropped_tokens = 0
-        if isinstance(prompt, str):
-            if system is not None:
-                raise UsageError("a system prompt needs a conversation; pass messages instead of a text")
-            ids = tuple(self.tokenizer.encode(prompt, add_special=True, parse_special=parse_special))
-        else:
-            fitted = fit_chat(
-                _conversation(prompt, system),
-                render_ids=self._chat_ids,
-                max_prompt_tokens=self.n_ctx - self._answer_room(max_tokens),
-                policy=_policy(context_policy),
-            )
-            ids, dropped_messages, dropped_tokens = (
-                fitted.prompt_ids,
+        render = partial(
+            self._chat_ids, add_generation_prompt=add_generation_prompt, extra=template_kwargs or {}
+        )
+        fitted = self._fitted(prompt, system, context_policy, max_tokens, parse_special, render)
+        request = Request(
+            fitted.prompt_ids,
+            params,
+            max_tokens=limit,
+            stop_ids=frozenset() if ignore_eos else self.tokenizer.stop_ids,
+            stop=check_stop(stop),
+            min_tokens=min_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            priority=priority,
+            salt=salt,
+        )
+        return [
+            Answer(
+                self.engine.submit(_with_seed(request, i)),
+                self.tokenizer,
                 fitted.dropped_messages,
                 fitted.dropped_tokens,
             )
+            for i in range(n)
+        ]
+
+    def _fitted(
+        self,
+        prompt: str | Sequence[int] | Messages,
+        system: str | None,
+        policy: ContextPolicy,
+        max_tokens: int | None,
+        parse_special: bool,
+        render: Callable[[Sequence[Message]], list[int]],
+    ) -> FittedChat:
+        """The prompt as token ids that fit the window."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_special=True, parse_special=parse_special)
+        elif prompt and isinstance(prompt[0], int):
+            ids = check_token_ids(prompt, self.spec.vocab_size)
+        else:
+            return fit_chat(
+                conversation(cast(Messages, prompt), system),
+                render_ids=render,
+                max_prompt_tokens=self.n_ctx - self._answer_room(max_tokens),
+                policy=check_policy(policy),
+            )
+        if system is not None:
+            raise UsageError("a system prompt needs a conversation; pass messages instead of a text")
         if not ids:
             raise UsageError("the prompt is empty; give the model at least one token to continue")
-        request = Request(ids, params, limit, self.tokenizer.stop_ids, stops)
-        return self._run(request, dropped_messages, dropped_tokens)
+        return FittedChat(tuple(ids), 0, 0)
 
     def logits(self, token_ids: Sequence[int]) -> "NDArray[np.float32]":
         """The float32 logits ``[n, vocab]`` for the token after each of the n given ones.
@@ -211,7 +305,8 @@ class LLM:
         return self.engine.score(token_ids)
 
     def close(self) -> None:
-        """Release the weights and the cache; closing twice does no harm."""
+        """End what runs, and release the weights and the cache; closing twice does no harm."""
+        self.engine.close()
         self.loaded.backend.close()
 
     def __enter__(self) -> Self:
@@ -222,68 +317,29 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+    def _chat_ids(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
         if self._template is None:
             raise TemplateError(
                 f"the model {self.name} has no chat template, so it can only continue a text; "
                 "give it a prompt instead of messages, or use an instruct model"
             )
-        prompt = self._template.render(messages, control_tokens=self.tokenizer.control_tokens)
+        prompt = self._template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            control_tokens=self.tokenizer.control_tokens,
+            **extra,
+        )
         return self.tokenizer.encode(prompt, add_special=True, parse_special=True)
 
     def _answer_room(self, max_tokens: int | None) -> int:
         """Tokens that a conversation leaves free for its answer: an eighth, or what was asked for."""
         return max(1, min(max_tokens or self.n_ctx // 8, self.n_ctx // 2))
-
-    def _run(self, request: Request, dropped_messages: int, dropped_tokens: int) -> Iterator[TextEvent]:
-        text = TextStream(self.tokenizer, request.stop)
-        pieces: list[str] = []
-        token_ids: list[int] = []
-        finish: FinishReason = "length"
-        start = first = now = time.perf_counter()
-        cached = 0
-        for event in self.engine.run(request):
-            now = time.perf_counter()
-            if not token_ids:
-                first, cached = now, event.cached_tokens
-            token_ids.append(event.token_id)
-            piece = "" if _ends_turn(event, request) else text.push(event.token_id)
-            if event.finish_reason is not None or text.stopped:
-                finish = "stop" if text.stopped else event.finish_reason or finish
-                break
-            if piece:
-                pieces.append(piece)
-                yield TextEvent(piece)
-        else:
-            piece = ""
-        tail = piece + text.flush()
-        timings = Timings(
-            prefill_tokens=len(request.prompt_ids) - cached,
-            prefill_s=first - start,
-            decode_tokens=max(0, len(token_ids) - 1),
-            decode_s=now - first,
-            cached_tokens=cached,
-        )
-        whole = "".join(pieces) + tail
-        completion = Completion(
-            whole,
-            tuple(token_ids),
-            finish,
-            len(request.prompt_ids),
-            timings,
-            dropped_messages,
-            dropped_tokens,
-        )
-        yield TextEvent(tail, completion)
-
-
-def fold(events: Iterator[TextEvent]) -> Completion:
-    """The whole answer of an event stream."""
-    completion = None
-    for event in events:
-        completion = event.completion
-    assert completion is not None, "an event stream ends with its completion"
-    return completion
 
 
 def _recommended(model: str) -> Mapping[str, float]:
@@ -298,60 +354,8 @@ def _recommended(model: str) -> Mapping[str, float]:
     return {} if entry is None else entry.sampling
 
 
-def _ends_turn(event: TokenEvent, request: Request) -> bool:
-    return event.token_id in request.stop_ids
-
-
-def _context(n_ctx: int | None, max_context: int) -> int:
-    if n_ctx is None:
-        return min(max_context, DEFAULT_MAX_CONTEXT)
-    if isinstance(n_ctx, bool) or not 8 <= n_ctx <= max_context:
-        raise UsageError(
-            f"the context window asked for is {n_ctx} tokens; this model takes 8 to {max_context}"
-        )
-    return n_ctx
-
-
-def _max_tokens(max_tokens: int | None, n_ctx: int) -> int:
-    if max_tokens is None:
-        return n_ctx
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens!r}; expected a whole number of at least 1")
-    return max_tokens
-
-
-def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > 16 or not all(isinstance(s, str) and 0 < len(s) <= 256 for s in stops):
-        raise UsageError("stop takes up to 16 texts of 1 to 256 characters each")
-    return stops
-
-
-def _policy(policy: ContextPolicy) -> ContextPolicy:
-    if policy in get_args(ContextPolicy):
-        return policy
-    raise UsageError(f"context_policy is {policy!r}; expected drop_oldest or error")
-
-
-def _conversation(messages: Messages, system: str | None) -> list[Message]:
-    """Messages as Message objects, the system prompt first.
-
-    Raises:
-        UsageError: there are none, or one has no role or no text.
-    """
-    turns = [Message("system", system)] if system is not None else []
-    for i, message in enumerate(messages):
-        turn = message if isinstance(message, Message) else _message(message, i)
-        turns.append(turn)
-    if not turns or turns[-1].role == "system":
-        raise UsageError("the conversation has no message to answer; add one with role user")
-    return turns
-
-
-def _message(message: Mapping[str, str], index: int) -> Message:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise UsageError(f"message {index} is {message!r:.80}; expected the two fields role and content")
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise UsageError(f"message {index} has a role or content that is not a text")
-    return Message(role, content)
+def _with_seed(request: Request, index: int) -> Request:
+    """The request of answer ``index``: with a seed of its own, where there is one."""
+    if index == 0 or request.sampling.seed is None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=request.sampling.seed + index))

@@ -66,26 +66,48 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine runs: token ids in, a way to sample, and when to stop."""
+    """What the engine runs: token ids in, a way to sample, and when to stop.
+
+    ``stop_ids`` end the answer, but not within its first ``min_tokens`` tokens. ``logprobs`` asks for that
+    many alternatives with every token (0: the token's own alone), ``prompt_logprobs`` for the same of the
+    prompt's tokens. Requests with the same ``salt`` may share what is cached of equal prompts. A smaller
+    ``priority`` runs first.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     max_tokens: int
     stop_ids: frozenset[int]
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The natural logarithm of a token's probability, and the likeliest tokens in its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One sampled token. With ``finish_reason`` set it is the last event of its request.
 
-    A token that ended the turn is reported but is not part of the text. ``cached_tokens`` tells, on the first
-    event, how many prompt tokens were found in the cache.
+    A token that ended the turn is reported but is not part of the text. ``cached_tokens`` and
+    ``prompt_logprobs`` (one for each prompt token but the first) come with the first event only.
     """
 
     token_id: int
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    logprob: Logprob | None = None
+    prompt_logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +147,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TextEvent:
-    """A piece of text as it becomes final. The last one carries the ``completion``."""
+    """A piece of text as it becomes final. The last one carries the ``completion``.
+
+    ``logprobs`` belong to the tokens sampled since the event before, where the request asked for them.
+    """
 
     text: str
     completion: Completion | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()

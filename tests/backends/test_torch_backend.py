@@ -132,14 +132,3 @@ def test_each_tensor_is_read_once(toy: Toy) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(BackendError, match="available: cpu"):
         choose_device("tpu")
-
-
-def test_greedy_continuations_of_reference_and_engine_agree(toy: Toy) -> None:
-    from nanollama.engine.engine import Engine
-    from nanollama.types import Request, SamplingParams
-
-    ids = ids_of(9, 11)
-    params = {name: torch.from_numpy(array) for name, array in toy.arrays.items()}
-    engine = Engine(backend_of(toy), n_ctx=512)
-    events = engine.run(Request(ids, SamplingParams(), 30, frozenset()))
-    assert [e.token_id for e in events] == reference.greedy(toy.spec, params, ids, 30)

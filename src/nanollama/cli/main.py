@@ -14,6 +14,7 @@ from nanollama.cli.bench import add_bench_parser
 from nanollama.cli.models import add_list_parser, add_pull_parser
 from nanollama.cli.options import did_you_mean
 from nanollama.cli.perplexity import add_perplexity_parser
+from nanollama.cli.quantize import add_quantize_parser
 from nanollama.cli.run import add_flat_options, add_run_parser
 from nanollama.cli.terminal import harmless
 from nanollama.errors import NanollamaError, UsageError
@@ -24,6 +25,7 @@ COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
     add_pull_parser,
     add_bench_parser,
     add_perplexity_parser,
+    add_quantize_parser,
 )
 
 EXAMPLES = """\

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, get_args
 
 from nanollama.errors import UsageError
+from nanollama.quant.plan import AT_LOAD
 from nanollama.sampling.params import DEFAULTS, SETTINGS
 from nanollama.types import BACKENDS, DEVICES, DTYPES, ContextPolicy
 
@@ -148,6 +149,13 @@ LOADING = (
         "DTYPE",
         "compute in float32, float16 or bfloat16 (the device's best)",
         partial(choice, choices=DTYPES),
+    ),
+    Setting(
+        "quantize",
+        ("--quantize",),
+        "WIDTH",
+        "quantize wider matrices to q8 or q4 while loading",
+        partial(choice, choices=tuple(AT_LOAD)),
     ),
 )
 CONTEXT = Setting(

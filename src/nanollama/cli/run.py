@@ -221,6 +221,8 @@ def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
         llm = LLM(model, notice=notices.append, **loading)
     for notice in notices:
         terminal.note(notice)
+    if llm.quantized:
+        terminal.say(llm.quantized)
     return llm
 
 

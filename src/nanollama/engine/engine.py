@@ -1,95 +1,285 @@
-"""The engine: a Request in, TokenEvents out, one request at a time over one backend.
+"""The engine: requests in from any thread, TokenEvents out; the one crossing between threads.
 
-The prompt runs in chunks, so that an interrupt is noticed; then one token a step. What a request leaves in
-the cache is kept: the next one starts behind the prefix that both share, which makes the second turn of a
-chat as quick as its new text.
+One thread owns the scheduler, the blocks and the backend. Callers leave messages in an inbox; the thread
+reads them between steps, so an abort frees its slot and blocks within one step. An error in one request ends
+that request, one in a step ends the requests of that step, and if the thread itself dies every caller is told
+and a new thread takes over.
 """
 
+import itertools
 import secrets
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
-from operator import eq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput
-from nanollama.errors import BackendError, ContextOverflowError
-from nanollama.sampling.sampler import sample
+from nanollama.engine.blocks import BlockManager
+from nanollama.engine.generation import Generation
+from nanollama.engine.runner import Runner, Sampled
+from nanollama.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
+from nanollama.engine.sequence import Sequence
+from nanollama.errors import BackendError, NanollamaError, OverloadedError, UsageError
 from nanollama.types import FinishReason, Request, TokenEvent
 
-PREFILL_CHUNK = 256
+CLOSED = "the model has been closed; load it again"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of an engine. ``n_ctx`` bounds one sequence, ``max_queue`` the waiting ones (``None``: not).
+
+    ``root`` names the model and adapter: cached blocks are shared only under the same root.
+    """
+
+    n_ctx: int
+    max_sequences: int = 64
+    token_budget: int = 512
+    max_queue: int | None = None
+    root: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A look at the engine between two steps."""
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks_total: int
+    preemptions: int
+    prefix_hit_tokens: int
+    prefix_query_tokens: int
+    alive: bool
 
 
 class Engine:
-    """Runs requests on a backend. Not thread-safe."""
+    """Runs many requests together on one backend. Safe to use from any thread."""
 
-    def __init__(self, backend: Backend, n_ctx: int) -> None:
+    def __init__(self, backend: Backend, config: EngineConfig) -> None:
         self.backend = backend
-        self.n_ctx = n_ctx
-        self._cached: list[int] = []  # the tokens whose keys and values are in the cache, in order
+        self.config = config
+        self.n_ctx = config.n_ctx
+        self._ids = itertools.count()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._generations: dict[int, Generation] = {}
+        self._when_idle: deque[Callable[[], None]] = deque()  # what wants the backend for itself
+        self._reset()
+        self._thread = self._started()
 
-    def run(self, request: Request) -> Iterator[TokenEvent]:
-        """Generate until a stop id, ``max_tokens`` or the end of the window; closing the iterator stops.
+    def submit(self, request: Request) -> Generation:
+        """Queue a request; its events come out of the Generation.
 
         Raises:
-            ContextOverflowError: the prompt leaves no room for a single token.
-            BackendError: the model's logits are not finite.
+            ContextOverflowError: the prompt leaves no room for a single token, or never fits the cache.
+            OverloadedError: too many requests wait already.
+            BackendError: the engine has been closed.
         """
-        context = list(request.prompt_ids)
-        if len(context) >= self.n_ctx:
-            raise ContextOverflowError(
-                f"the prompt has {len(context)} tokens and the context window holds {self.n_ctx}, the answer "
-                "included; shorten the prompt or use a larger --ctx"
-            )
+        if self._stopping:
+            raise BackendError(CLOSED)
+        self._scheduler.check_fits(len(request.prompt_ids))
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        limit = min(request.max_tokens, self.n_ctx - len(context))
-        n_cached = self._reuse(context)
-        for n_generated in range(1, limit + 1):
-            logits = self._compute(context)
-            if not np.isfinite(logits.max()):
-                raise BackendError(
-                    "the model's output is not a number; try --dtype float32, and check the model file"
-                )
-            token_id = sample(logits, request.sampling, context, seed)
-            context.append(token_id)
-            finish: FinishReason | None = None
-            if token_id in request.stop_ids:
-                finish = "stop"
-            elif n_generated == limit:
-                finish = "length"
-            yield TokenEvent(token_id, finish, n_cached if n_generated == 1 else 0)
+        generation = Generation(next(self._ids), request, self._abort)
+        sequence = Sequence(generation.id, request, arrival=time.monotonic(), seed=seed)
+        with self._wake:
+            self._check_room()
+            self._generations[generation.id] = generation
+            self._inbox.append(lambda: self._add(sequence))
+            self._wake.notify()
+        return generation
+
+    def score(self, token_ids: SequenceOf[int], first_row: int = 0) -> NDArray[np.float32]:
+        """Logits ``[n - first_row, vocab]`` after each token from ``first_row`` on, from an empty cache.
+
+        Waits until no request runs; what was cached is dropped.
+        """
+        if not 1 <= len(token_ids) <= self.n_ctx:
+            raise UsageError(f"{len(token_ids)} token ids were given; expected 1 to {self.n_ctx}")
+        result: Future[NDArray[np.float32]] = Future()
+
+        def work() -> None:
+            try:
+                result.set_result(self._score(token_ids, first_row))
+            except BaseException as error:
+                result.set_exception(error)
+
+        with self._wake:
+            if self._stopping:
+                raise BackendError(CLOSED)
+            self._when_idle.append(work)
+            self._wake.notify()
+        return result.result()
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is."""
+        stats = self._scheduler.stats
+        return EngineStats(
+            running=stats.n_running,
+            waiting=stats.n_waiting,
+            blocks_used=stats.blocks_used,
+            blocks_total=self.backend.num_blocks,
+            preemptions=stats.n_preemptions,
+            prefix_hit_tokens=stats.tokens_found,
+            prefix_query_tokens=stats.tokens_looked_up,
+            alive=self._thread.is_alive(),
+        )
+
+    def close(self) -> None:
+        """End all requests and the thread; the backend is closed by whoever opened it."""
+        self._stopping = True
+        self._tell(lambda: None)
+        self._thread.join()
+        while self._when_idle:
+            self._when_idle.popleft()()
+        self._fail_all(BackendError("the model was closed while it answered"))
+
+    def _reset(self) -> None:
+        blocks = BlockManager(self.backend.num_blocks, self.backend.block_tokens, self.config.root)
+        budget = min(self.config.token_budget, self.backend.max_rows)
+        limits = SchedulerConfig(
+            max_sequences=min(self.config.max_sequences, self.backend.max_sequences, budget),
+            token_budget=budget,
+            max_queue=None,
+            n_ctx=self.config.n_ctx,
+        )
+        self._scheduler = Scheduler(limits, blocks)
+        self._runner = Runner(self.backend)
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        thread.start()
+        return thread
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(message)
+            self._wake.notify()
+
+    def _work(self) -> None:
+        try:
+            while not self._stopping:
+                self._read_inbox()
+                if self._scheduler.has_work:
+                    self._step()
+        except BaseException as error:
+            # Nothing here can be trusted any more: tell everybody, and start afresh with an empty cache.
+            self._fail_all(BackendError(f"the engine failed: {error}; the request was lost, send it again"))
+            self._reset()
+            if not self._stopping:
+                self._thread = self._started()
+
+    def _read_inbox(self) -> None:
+        """Do what callers asked for; wait for something to do if there is nothing."""
+        with self._wake:
+            while not (self._inbox or self._scheduler.has_work or self._when_idle or self._stopping):
+                self._wake.wait()
+            messages = list(self._inbox)
+            self._inbox.clear()
+        for message in messages:
+            message()
+        while self._when_idle and not self._generations:
+            self._when_idle.popleft()()
+
+    def _check_room(self) -> None:
+        """Refuse a request too many. Counted here: the scheduler hears of it only after the step."""
+        if self.config.max_queue is None:
+            return
+        if len(self._generations) >= self._scheduler.config.max_sequences + self.config.max_queue:
+            raise OverloadedError(
+                f"{len(self._generations)} requests are running or waiting, which is all that are taken "
+                "at once; try again later"
+            )
+
+    def _add(self, sequence: Sequence) -> None:
+        if sequence.id not in self._generations:
+            return  # aborted, or lost with the thread, before anything ran
+        try:
+            self._scheduler.add(sequence)
+        except NanollamaError as error:
+            self._end(sequence.id, error)
+
+    def _abort(self, request_id: int) -> None:
+        def work() -> None:
+            if request_id in self._generations:
+                self._scheduler.abort(request_id)
+                self._end(request_id, None)
+
+        self._tell(work)
+
+    def _step(self) -> None:
+        plan = self._scheduler.plan()
+        try:
+            sampled = self._runner.run(plan)
+        except Exception as error:
+            for scheduled in plan.scheduled:
+                self._scheduler.abort(scheduled.sequence.id)
+                self._end(scheduled.sequence.id, BackendError(f"the step of this request failed: {error}"))
+            return
+        tokens = {request_id: result.token_id for request_id, result in sampled.items()}
+        for request_id, result in sampled.items():
+            if result.error is not None:
+                self._scheduler.abort(request_id)
+                self._end(request_id, result.error)
+        self._scheduler.complete(plan, tokens)
+        self._deliver(plan, sampled)
+
+    def _deliver(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> None:
+        for scheduled in plan.scheduled:
+            s = scheduled.sequence
+            generation = self._generations.get(s.id)
+            if generation is None:
+                continue
+            result = sampled.get(s.id)
+            generation.state = "decode" if s.n_generated else "prefill"
+            generation.done_tokens = s.n_cached
+            if result is None:
+                continue
+            finish = self._finish_reason(s, result.token_id)
+            first = s.n_generated == 1
+            event = TokenEvent(
+                result.token_id,
+                finish,
+                cached_tokens=s.n_reused if first else 0,
+                logprob=result.logprob,
+                prompt_logprobs=self._runner.take_prompt_logprobs(s) if first else (),
+            )
             if finish is not None:
-                return
+                self._scheduler.finish(s)
+                del self._generations[s.id]
+            generation.put(event)
 
-    def score(self, token_ids: Sequence[int], first_row: int = 0) -> "np.typing.NDArray[np.float32]":
-        """Logits ``[n - first_row, vocab]`` after each token from ``first_row`` on, from an empty cache."""
-        self._cached = []
-        rows = [
-            self._step(token_ids[start : start + PREFILL_CHUNK], first_logit=max(0, first_row - start)).copy()
-            for start in range(0, len(token_ids), PREFILL_CHUNK)
-        ]
+    def _finish_reason(self, s: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in s.request.stop_ids and s.n_generated > s.request.min_tokens:
+            return "stop"
+        if s.n_generated >= s.request.max_tokens or s.n_tokens >= self._scheduler.n_ctx:
+            return "length"
+        return None
+
+    def _end(self, request_id: int, error: NanollamaError | None) -> None:
+        self._runner.forget(request_id)
+        generation = self._generations.pop(request_id, None)
+        if generation is not None:
+            generation.put(error)
+
+    def _fail_all(self, error: NanollamaError) -> None:
+        for request_id in list(self._generations):
+            self._end(request_id, error)
+
+    def _score(self, token_ids: SequenceOf[int], first_row: int) -> NDArray[np.float32]:
+        self._reset()
+        chunk, rows = self._scheduler.config.token_budget, []
+        for start in range(0, len(token_ids), chunk):
+            part = tuple(token_ids[start : start + chunk])
+            blocks = -(-(start + len(part)) // self.backend.block_tokens)
+            sequence = SequenceInput(len(part), start, tuple(range(blocks)))
+            wanted = tuple(range(max(0, first_row - start), len(part)))
+            rows.append(self.backend.step(ModelInput(part, (sequence,), wanted)).copy())
         return np.concatenate(rows)
-
-    def _reuse(self, context: list[int]) -> int:
-        """Keep what the cache holds of ``context``; at least its last token runs again, for its logits."""
-        shared = sum(1 for _ in takewhile(bool, map(eq, self._cached, context[:-1])))
-        del self._cached[shared:]
-        return shared
-
-    def _compute(self, context: list[int]) -> "np.typing.NDArray[np.float32]":
-        """Run the tokens of ``context`` that are not cached yet; the logits ``[vocab]`` after the last."""
-        while True:
-            new = context[len(self._cached) : len(self._cached) + PREFILL_CHUNK]
-            is_last = len(self._cached) + len(new) == len(context)
-            logits = self._step(new, first_logit=len(new) - 1 if is_last else len(new))
-            if is_last:
-                return np.asarray(logits[0])
-
-    def _step(self, new: Sequence[int], first_logit: int) -> "np.typing.NDArray[np.float32]":
-        n_cached = len(self._cached)
-        blocks = -(-(n_cached + len(new)) // self.backend.block_tokens)
-        sequence = SequenceInput(len(new), n_cached, tuple(range(blocks)))
-        batch = ModelInput(tuple(new), (sequence,), tuple(range(first_logit, len(new))))
-        logits = self.backend.step(batch)
-        self._cached.extend(new)
-        return logits

@@ -1,7 +1,8 @@
-"""Float32 weights to packed blocks: a format and weights come in, the bytes that decode nearest to them go out.
+"""Float32 weights to packed blocks: a format and weights come in, the bytes that decode nearest go out.
 
-The mirror of ``decode``. Block formats are searched for the smallest squared error (``fit``). Works through the
-weights in chunks that stay in the processor's cache, so that beside the result only a few megabytes are needed.
+The mirror of ``decode``. Block formats are searched for the smallest squared error (``fit``). Works through
+the weights in chunks that stay in the processor's cache, so that beside the result only a few megabytes are
+needed.
 """
 
 from collections.abc import Callable
@@ -11,14 +12,14 @@ import numpy as np
 from nanollama.errors import FormatError, UsageError
 from nanollama.quant import encode_kquants, encode_legacy
 from nanollama.quant.bits import Bytes, Floats
+from nanollama.quant.fit import HALF_MAX
 from nanollama.quant.formats import QuantFormat
 
 CHUNK_WEIGHTS = 1 << 16
 """256 KiB of float32 and four temporaries of that size."""
 
-_HALF_MAX = 65504.0
 _LARGEST = {"F32": float(np.finfo(np.float32).max), "BF16": 2.0**127 * (2 - 2**-7)}
-"""The largest weight of the formats that hold more than float16, in which all others keep weights or scales."""
+"""The largest weight of formats that hold more than float16, in which all others keep weights or scales."""
 
 
 def _encode_f32(weights: Floats, out: Bytes) -> None:
@@ -78,7 +79,7 @@ def quantize(fmt: QuantFormat, weights: Floats, *, name: str = "the tensor") -> 
 
 def _check_range(weights: Floats, fmt: QuantFormat, name: str) -> None:
     largest = float(max(weights.max(), -weights.min()))
-    limit = _LARGEST.get(fmt.name, _HALF_MAX)
+    limit = _LARGEST.get(fmt.name, HALF_MAX)
     if largest <= limit:  # false for NaN
         return
     if not np.isfinite(weights).all():

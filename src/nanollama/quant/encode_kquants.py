@@ -1,12 +1,14 @@
-"""Encoding to the formats with super-blocks of 256 weights: float32 weights come in, packed blocks are written to
-``out``.
+"""Encoding to the formats with super-blocks of 256 weights: float32 weights come in, packed blocks are
+written to ``out``.
 
-``weights`` is float32 ``[n, 256]``, finite and within float16's range, and ``out`` uint8 ``[n, block_bytes]``: the
-mirror of ``kquants``. Each group of 32 or 16 weights is fitted by itself first; its scale is then rounded to a
-multiple of the super-block's, and what rounding did to one parameter is made up for by the next one.
+``weights`` is float32 ``[n, 256]``, finite and within float16's range, and ``out`` uint8
+``[n, block_bytes]``: the mirror of ``kquants``. Each group of 32 or 16 weights is fitted by itself first. Its
+scale is then rounded to a multiple of the super-block's, and what rounding did to one parameter is made up
+for by the next one.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanollama.quant.bits import Bytes, Floats
 from nanollama.quant.encode_legacy import put_halves
@@ -25,8 +27,9 @@ _NEIGHBOURS = [(ds, dm) for ds in (-1, 0, 1) for dm in (-1, 0, 1) if ds or dm]
 
 
 def _round_to(values: Floats, step: Floats, low: int, high: int) -> Floats:
-    """Integers in ``[low, high]`` that times ``step`` ``[n, 1]`` come nearest to ``values`` ``[n, groups]``."""
-    return np.clip(np.rint(values * inverse(step)), low, high)
+    """Integers in ``[low, high]`` that times ``step`` ``[n, 1]`` are nearest to ``values`` ``[n, k]``."""
+    multiples: Floats = np.clip(np.rint(values * inverse(step)), low, high)
+    return multiples
 
 
 def _fit_groups(x: Floats, high: int) -> tuple[Floats, Floats]:
@@ -43,7 +46,7 @@ def _fit_groups(x: Floats, high: int) -> tuple[Floats, Floats]:
 
 def _fit_positive(x: Floats, high: int) -> Floats:
     """Scales for groups of positive weights that must begin at zero."""
-    scale = x.max(axis=0) / np.float32(high)
+    scale: Floats = x.max(axis=0) / np.float32(high)
     for _ in range(3):
         codes = codes_for(x, scale, 0, high)
         scale = dot(codes, x) * inverse(dot(codes, codes))
@@ -92,13 +95,18 @@ class _AffineBlocks:
         by_group = (dot(codes, self.x), dot(codes, codes), codes.sum(axis=0), self.x.sum(axis=0))
         qx, qq, q, total = (sums.reshape(-1, 8) for sums in by_group)
 
-        def over_groups(values: Floats) -> Floats:
-            return values.sum(axis=1, keepdims=True, dtype=np.float64)
+        def over_groups(values: Floats) -> NDArray[np.float64]:
+            sums: NDArray[np.float64] = values.sum(axis=1, keepdims=True, dtype=np.float64)
+            return sums
 
-        ss, sm, mm = over_groups(self.s**2 * qq), over_groups(self.s * self.m * q), over_groups(32 * self.m**2)
+        ss, sm, mm = (
+            over_groups(self.s**2 * qq),
+            over_groups(self.s * self.m * q),
+            over_groups(32 * self.m**2),
+        )
         sx, mx = over_groups(self.s * qx), over_groups(self.m * total)
         determinant = ss * mm - sm * sm
-        per = inverse(determinant)
+        per = np.divide(1, determinant, out=np.zeros_like(determinant), where=determinant > 0)
         d = np.where(per > 0, (sx * mm - mx * sm) * per, self.d)
         dmin = np.where(per > 0, (sx * sm - mx * ss) * per, self.dmin)
         old_d, old_dmin = self.d, self.dmin
@@ -123,7 +131,7 @@ class _AffineBlocks:
 
 
 class _SymmetricBlocks:
-    """The parameters of super-blocks of 16 groups of 16: w = d * s * q, integers s in int8 and q from -32 to 31.
+    """The parameters of super-blocks of 16 groups of 16: w = d * s * q, s in int8 and q from -32 to 31.
 
     ``x`` is ``[16, 16 * n]``, one group a column.
     """
@@ -177,7 +185,7 @@ def _pack_scales_and_mins(scales: Bytes, mins: Bytes) -> Bytes:
 
 
 def _encode_affine(weights: Floats, out: Bytes, high: int) -> Bytes:
-    """Fit, write the 16 bytes of scales and mins that Q4_K and Q5_K begin with, and give the codes ``[n, 8, 32]``."""
+    """Write the scales and mins that Q4_K and Q5_K begin with; the codes ``[n, 8, 32]``."""
     blocks = _AffineBlocks(columns(weights, 32), high)
     put_halves(out, 0, blocks.d[:, 0])
     put_halves(out, 2, blocks.dmin[:, 0])

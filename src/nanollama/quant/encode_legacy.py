@@ -1,9 +1,10 @@
-"""Encoding to the formats with blocks of 32 weights: float32 weights come in, packed blocks are written to ``out``.
+"""Encoding to the formats with blocks of 32 weights: float32 weights come in, packed blocks are written to
+``out``.
 
-``weights`` is float32 ``[n, 32]``, finite and within float16's range, and ``out`` uint8 ``[n, block_bytes]``: the
-mirror of ``legacy``. Each block gets the best of the usual parameters (the largest weight at the end of the range
-of codes) and those of a search, measured with the float16 scale that is stored, so that no block is worse than
-what ggml's reference encoders make of it.
+``weights`` is float32 ``[n, 32]``, finite and within float16's range, and ``out`` uint8 ``[n, block_bytes]``:
+the mirror of ``legacy``. Each block gets the better of the usual parameters (the largest weight at the end of
+the range of codes) and those that a search found, measured with the float16 scale that is stored. So no block
+is worse than what ggml's reference encoders make of it.
 """
 
 import numpy as np
@@ -91,11 +92,15 @@ def encode_q8_0(weights: Floats, out: Bytes) -> None:
     """
     x = columns(weights, 32)
     peak = np.maximum(x.max(axis=0), -x.min(axis=0))
-    stored = to_half(peak / np.float32(127))
-    # Subnormal float16 scales are coarse: one rounded down too far would clip the largest weights.
-    short = peak > np.float32(127.5) * stored
-    up = np.nextafter(stored.astype(np.float16), np.float16(np.inf)).astype(np.float32)
-    stored = np.where(short, up, stored)
-    codes = codes_for(x, stored, -127, 127)
-    put_halves(out, 0, stored)
+    scale = to_half(peak / np.float32(127))
+    codes = codes_for(x, scale, -127, 127)
+    # Subnormal float16 scales are coarse: one that was rounded down far clips the largest weights.
+    clipped = peak > np.float32(127.5) * scale
+    if clipped.any():
+        up = np.nextafter(scale.astype(np.float16), np.float16(np.inf)).astype(np.float32)
+        other_codes = codes_for(x, up, -127, 127)
+        better = clipped & (error_of(x, other_codes, up) < error_of(x, codes, scale))
+        np.copyto(codes, other_codes, where=better)
+        np.copyto(scale, up, where=better)
+    put_halves(out, 0, scale)
     out[:, 2:] = codes.astype(np.int8).view(np.uint8).T

@@ -1,4 +1,4 @@
-"""Finding block parameters: columns of weights come in, the scale and offset that reconstruct them best go out.
+"""Finding block parameters: columns of weights come in, the scale and offset that restore them best go out.
 
 A column of ``x``, float32 ``[k, n]``, is one block of k weights. It is decoded as ``scale * code + offset``
 with integer codes in a range, and best means the smallest sum of squared errors. For given codes the best
@@ -11,10 +11,14 @@ import numpy as np
 
 from nanollama.quant.bits import Floats
 
-_HALF_MAX = 65504.0  # largest finite float16
+HALF_MAX = 65504.0
+"""The largest finite float16."""
+
 _SMALLEST = 1e-30  # a scale below it has no finite float32 inverse worth multiplying by
 
-_ONE_CODE = np.float32(0.5)  # below it all codes of a block are the same: one that differs spreads by nearly 1
+_ONE_CODE = np.float32(
+    0.5
+)  # below it all codes of a block are the same: one that differs spreads by nearly 1
 
 _STRETCHES = np.arange(-1, 1.01, 0.25, dtype=np.float32)
 """By how many codes the largest weight of a symmetric block may be moved from the end of the range."""
@@ -29,14 +33,16 @@ error, a third of them lose three.
 
 
 def to_half(values: Floats) -> Floats:
-    """The nearest float16 numbers, as float32; what is larger than float16 holds becomes its largest number."""
+    """The nearest finite float16 numbers, as float32."""
     with np.errstate(under="ignore"):
-        return np.clip(values, -_HALF_MAX, _HALF_MAX).astype(np.float16).astype(np.float32)
+        return np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)
 
 
 def inverse(values: Floats) -> Floats:
     """1 / values, and 0 where the value is 0 or nearly so."""
-    return np.divide(1, values, out=np.zeros_like(values), where=np.abs(values) > _SMALLEST)
+    inverses = np.zeros_like(values)
+    np.divide(1, values, out=inverses, where=np.abs(values) > _SMALLEST)
+    return inverses
 
 
 def dot(a: Floats, b: Floats) -> Floats:
@@ -46,7 +52,7 @@ def dot(a: Floats, b: Floats) -> Floats:
 
 
 def codes_for(x: Floats, scale: Floats, low: int, high: int, offset: Floats | None = None) -> Floats:
-    """The codes in ``[low, high]`` that come nearest to ``x``, as float32 of its shape; 0 where the scale is 0."""
+    """The codes in ``[low, high]`` nearest to ``x``, as float32 of its shape; 0 where the scale is 0."""
     factor = inverse(scale)
     if offset is None:
         codes = x * factor
@@ -54,7 +60,8 @@ def codes_for(x: Floats, scale: Floats, low: int, high: int, offset: Floats | No
         codes = x - offset
         codes *= factor
     np.rint(codes, out=codes)
-    return np.clip(codes, low, high, out=codes)
+    np.clip(codes, low, high, out=codes)
+    return codes
 
 
 def error_of(x: Floats, codes: Floats, scale: Floats, offset: Floats | None = None) -> Floats:
@@ -75,7 +82,7 @@ def fit_scale(x: Floats, low: int, high: int) -> Floats:
     top, bottom = x.max(axis=0), x.min(axis=0)
     peak = np.where(top > -bottom, top, bottom)
     per_peak = inverse(peak)
-    best = peak / np.float32(low)
+    best: Floats = peak / np.float32(low)
     most = np.zeros_like(peak)
     codes = np.empty_like(x)
     for stretch in _STRETCHES:

@@ -20,6 +20,9 @@ namespace {
 // Up to this many elements, handing a record out costs more than running it: whoever finished the phase before does it alone.
 constexpr int64_t kSmall = 4096;
 
+// The least weights in a chunk of a matrix multiplication: some 64 KB of 4-bit ones.
+constexpr int64_t kMatmulWeights = 128 << 10;
+
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 int64_t now_ns() {
@@ -90,8 +93,10 @@ class Replay final : public Job {
     // Chunks large enough to be worth a ticket and small enough that nobody waits long for the last one.
     int64_t chunk_of(const NlOp& op, int64_t units) const {
         if (op.kind == NL_OP_ATTEND) return 1;
-        const int64_t per_thread = op.kind == NL_OP_MATMUL ? 8 : 4;
-        return divided_up(units, threads_ * per_thread);
+        if (op.kind != NL_OP_MATMUL) return divided_up(units, threads_ * 4);
+        // Tiles take groups of 8 rows in twos; and weights are fetched well ahead of their use, which small chunks waste.
+        const int64_t few = divided_up(kMatmulWeights, 8 * op.cols), even = divided_up(units, threads_ * 16) + 1;
+        return ((few > even ? few : even) + 1) & ~int64_t(1);
     }
 
     void note_time() {

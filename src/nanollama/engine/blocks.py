@@ -1,0 +1,197 @@
+"""The cache's blocks: who holds which, which hold a prefix that others can share, which to reuse next.
+
+Sequences come in and get block ids; no memory is touched here. Each block is in exactly one state:
+
+* free: nothing worth keeping is in it;
+* used: at least one sequence has it in its block table;
+* cached: nobody uses it, but it holds a full block of known tokens and can be found by its key. When no free
+  block is left, the cached block that was let go longest ago is taken.
+
+The key of a full block is a SHA-256 over the key before it and its token ids in fixed width, the first over
+the root seed and the salt of the request. So equal keys mean the same model, salt, tokens and position, and
+nobody can make two prompts meet in one key. A block with a key is never written again.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
+
+from nanollama.engine.sequence import Sequence
+
+
+class BlockManager:
+    """Hands out ``num_blocks`` blocks of ``block_tokens`` tokens each."""
+
+    def __init__(self, num_blocks: int, block_tokens: int, root_seed: bytes) -> None:
+        """All blocks are free. ``root_seed`` is the digest of all that the cache's content depends on besides
+        tokens: model, adapter, data type."""
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        self.n_looked_up = 0
+        """Tokens that sequences had when they were admitted."""
+        self.n_found = 0
+        """Those of them that were in the cache."""
+        self.n_evicted = 0
+        """Cached blocks that were given up for new content."""
+        self._seed = sha256(root_seed).digest()
+        self._pack = struct.Struct(f"<{block_tokens}I").pack
+        self._references = [0] * num_blocks
+        self._free = list(reversed(range(num_blocks)))  # a stack: small ids first, so memory grows with use
+        self._cached: dict[int, None] = {}  # in the order in which they were let go
+        self._key_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def n_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def n_used(self) -> int:
+        return self.num_blocks - len(self._free) - len(self._cached)
+
+    def blocks_for(self, n_tokens: int) -> int:
+        """The number of blocks that hold ``n_tokens`` tokens."""
+        return -(-n_tokens // self.block_tokens)
+
+    def name_blocks(self, sequence: Sequence) -> None:
+        """Bring ``block_keys`` up to date: a key for each full block of the tokens known so far."""
+        keys, size = sequence.block_keys, self.block_tokens
+        for start in range(len(keys) * size, sequence.n_tokens - size + 1, size):
+            parent = keys[-1] if keys else self._root(sequence.request.salt)
+            keys.append(sha256(parent + self._pack(*sequence.token_ids[start : start + size])).digest())
+
+    def first_missing(self, sequence: Sequence) -> bytes | None:
+        """The key of the first block that could come from the cache but is not there; ``None``: all are."""
+        n_found = len(self._find(sequence))
+        return sequence.block_keys[n_found] if n_found < self._max_found(sequence) else None
+
+    def admit(self, sequence: Sequence, reserve: int) -> bool:
+        """Give a sequence blocks for all its tokens, as far as possible ones that hold them already.
+
+        Either all or nothing: ``False``, and nothing changes, if fewer than ``reserve`` blocks would be left.
+        """
+        assert not sequence.block_table
+        found = self._find(sequence)
+        n_new = self.blocks_for(sequence.n_tokens) - len(found)
+        n_revived = sum(block in self._cached for block in found)
+        if len(self._free) + len(self._cached) - n_revived - n_new < reserve:
+            return False
+        for block in found:
+            self._cached.pop(block, None)
+            self._references[block] += 1
+        sequence.block_table += found
+        sequence.block_table += (self._take() for _ in range(n_new))
+        sequence.n_cached = len(found) * self.block_tokens
+        self.n_looked_up += sequence.n_tokens
+        self.n_found += sequence.n_cached
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Give a running sequence the block its newest token needs, if any; ``False`` if none is left."""
+        if sequence.n_tokens > len(sequence.block_table) * self.block_tokens:
+            if not self._free and not self._cached:
+                return False
+            sequence.block_table.append(self._take())
+        return True
+
+    def advance(self, sequence: Sequence, n_new: int) -> None:
+        """Note that ``n_new`` more tokens were computed, and let others find the blocks that became full.
+
+        If another block holds the same tokens already, that one stays the one to be found.
+        """
+        first_full = sequence.n_cached // self.block_tokens
+        sequence.n_cached += n_new
+        assert sequence.n_cached <= sequence.n_tokens
+        for i in range(first_full, sequence.n_cached // self.block_tokens):
+            key, block = sequence.block_keys[i], sequence.block_table[i]
+            if key not in self._block_of:
+                self._block_of[key] = block
+                self._key_of[block] = key
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks from a sequence. Those with a key stay findable until they are needed."""
+        # Backwards: the end of a prefix is of use only together with its start, so it is given up first.
+        for block in reversed(sequence.block_table):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if self._key_of[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+        sequence.block_table.clear()
+        sequence.n_cached = 0
+
+    def clear(self) -> None:
+        """Forget all that can be shared, as must be done when the blocks are written past this manager."""
+        self._free += reversed(self._cached)
+        self._cached.clear()
+        self._block_of.clear()
+        self._key_of = [None] * self.num_blocks
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Assert that the books are consistent, given all sequences that hold blocks. Slow: for tests."""
+        sequences = list(sequences)
+        held = Counter(block for sequence in sequences for block in sequence.block_table)
+        assert all(held[block] == n for block, n in enumerate(self._references)), "references are off"
+        assert len(held) == self.n_used, "a block is lost"
+        states = sorted([*held, *self._free, *self._cached])
+        assert states == list(range(self.num_blocks)), "a block is not in exactly one state"
+        named = {key: block for block, key in enumerate(self._key_of) if key is not None}
+        assert named == self._block_of, "keys and blocks do not agree"
+        assert all(self._key_of[block] is None for block in self._free), "a free block can be found"
+        assert all(self._key_of[block] is not None for block in self._cached), "a cached block is nameless"
+        for sequence in sequences:
+            self._check_sequence(sequence)
+
+    def _check_sequence(self, sequence: Sequence) -> None:
+        table, keys, n_full = (
+            sequence.block_table,
+            sequence.block_keys,
+            sequence.n_cached // self.block_tokens,
+        )
+        assert len(set(table)) == len(table), "a block is twice in a table"
+        assert len(keys) == sequence.n_tokens // self.block_tokens, "the keys are out of date"
+        assert sequence.n_cached <= len(table) * self.block_tokens, "tokens lie outside the table"
+        for i, block in enumerate(table):
+            if i < n_full:
+                assert self._key_of[block] in (None, keys[i]), "a block is found under the wrong key"
+            else:
+                assert self._key_of[block] is None, "a block can be found before it is full"
+                assert self._references[block] == 1, "a block that is still written is shared"
+
+    def _root(self, salt: str) -> bytes:
+        # Both parts hashed first, so that no seed and salt can be shifted into another pair; surrogatepass,
+        # because a salt is any string.
+        return sha256(self._seed + sha256(salt.encode("utf-8", "surrogatepass")).digest()).digest()
+
+    def _max_found(self, sequence: Sequence) -> int:
+        return sequence.max_reusable // self.block_tokens
+
+    def _find(self, sequence: Sequence) -> list[int]:
+        """The cached blocks of the longest known prefix."""
+        found = []
+        for key in sequence.block_keys[: self._max_found(sequence)]:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _take(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block = next(iter(self._cached))
+            del self._cached[block]
+            key = self._key_of[block]
+            assert key is not None
+            del self._block_of[key]
+            self._key_of[block] = None
+            self.n_evicted += 1
+        self._references[block] = 1
+        return block

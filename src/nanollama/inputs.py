@@ -1,0 +1,85 @@
+"""What callers pass in, checked at the edge: values in, the same values or a sentence out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from nanollama.errors import UsageError
+from nanollama.types import ContextPolicy, Message
+
+Messages = Sequence[Message | Mapping[str, str]]
+
+MAX_ANSWERS = 16
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+
+
+def check_context(n_ctx: int | None, max_context: int, default: int) -> int:
+    """The size of the context window: what was asked for, or the model's own up to ``default``."""
+    if n_ctx is None:
+        return min(max_context, default)
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 8 <= n_ctx <= max_context:
+        raise UsageError(
+            f"the context window asked for is {n_ctx} tokens; this model takes 8 to {max_context}"
+        )
+    return n_ctx
+
+
+def check_count(name: str, value: object, low: int, high: int) -> None:
+    """Refuse what is no whole number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; expected a whole number from {low} to {high}")
+
+
+def check_max_tokens(max_tokens: int | None, n_ctx: int) -> int:
+    """The most tokens to generate; without a limit, as many as the window holds."""
+    if max_tokens is None:
+        return n_ctx
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens!r}; expected a whole number of at least 1")
+    return min(max_tokens, n_ctx)
+
+
+def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a tuple; a single text counts as one of them."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARS for s in stops):
+        raise UsageError(f"stop takes up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters each")
+    return stops
+
+
+def check_policy(policy: ContextPolicy) -> ContextPolicy:
+    """A known context policy."""
+    if policy in get_args(ContextPolicy):
+        return policy
+    raise UsageError(f"context_policy is {policy!r}; expected {' or '.join(get_args(ContextPolicy))}")
+
+
+def check_token_ids(token_ids: Sequence[Any], vocab_size: int) -> list[int]:
+    """Token ids that are all in the vocabulary."""
+    for token_id in token_ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise UsageError(f"token id {token_id!r} is not in the vocabulary of {vocab_size} tokens")
+    return list(token_ids)
+
+
+def conversation(messages: Messages, system: str | None) -> list[Message]:
+    """Messages as Message objects, the system prompt first.
+
+    Raises:
+        UsageError: there are none, or one has no role or no text.
+    """
+    turns = [Message("system", system)] if system is not None else []
+    turns += [m if isinstance(m, Message) else _message(m, i) for i, m in enumerate(messages)]
+    if not turns or turns[-1].role == "system":
+        raise UsageError("the conversation has no message to answer; add one with role user")
+    return turns
+
+
+def _message(message: Mapping[str, str], index: int) -> Message:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise UsageError(f"message {index} is {message!r:.80}; expected the two fields role and content")
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise UsageError(f"message {index} has a role or content that is not a text")
+    return Message(role, content)
