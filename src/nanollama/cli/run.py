@@ -75,6 +75,8 @@ def add_flat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="use the model's chat template")
     parser.add_argument("--interactive", action="store_true", help="go on with a session after the prompt")
     parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")
+    parser.add_argument("--batch-file", metavar="FILE", help="answer every prompt of a file, together")
+    parser.add_argument("--output", metavar="FILE", help="with --batch-file: append answers as lines of JSON")
     add_common_options(parser)
     parser.set_defaults(handler=flat_command)
 
@@ -91,7 +93,29 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def flat_command(args: argparse.Namespace) -> int:
+    if args.batch_file is not None:
+        return batch_command(args)
+    if args.output is not None:
+        raise UsageError("--output goes with --batch-file: give both or neither")
     return run(flat_config(args))
+
+
+def batch_command(args: argparse.Namespace) -> int:
+    """Answer every prompt of ``--batch-file``."""
+    from nanollama.cli.batch import CACHE_TOKENS, read_items, run_batch
+
+    for name in ("prompt", "interactive", "json"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} does not go with --batch-file: leave one of them out")
+    items = read_items(Path(args.batch_file))
+    loading, generation = given(args, (*LOADING, CONTEXT)), given(args, GENERATION)
+    output = Path(args.output) if args.output else None
+    terminal = Terminal(sys.stdout, sys.stderr)
+    with load(args.model, {"cache_tokens": CACHE_TOKENS, **loading}, terminal) as llm:
+        chat = args.chat or args.system is not None
+        if chat and args.system is not None:
+            generation = {**generation, "system": args.system}
+        return run_batch(llm, terminal, items, generation, chat=chat, output=output)
 
 
 def command_config(args: argparse.Namespace) -> RunConfig:

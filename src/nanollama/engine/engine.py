@@ -86,6 +86,10 @@ class Engine:
         if self._stopping:
             raise BackendError(CLOSED)
         self._scheduler.check_fits(len(request.prompt_ids))
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.backend.spec.vocab_size:
+            raise UsageError(
+                f"the prompt has token ids outside the vocabulary of {self.backend.spec.vocab_size} tokens"
+            )
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
         generation = Generation(next(self._ids), request, self._abort)
         sequence = Sequence(generation.id, request, arrival=time.monotonic(), seed=seed)
@@ -274,7 +278,7 @@ class Engine:
             self._end(request_id, error)
 
     def _score(self, token_ids: SequenceOf[int], first_row: int) -> NDArray[np.float32]:
-        self._reset()
+        self._scheduler.blocks.clear()
         chunk, rows = self._scheduler.config.token_budget, []
         for start in range(0, len(token_ids), chunk):
             part = tuple(token_ids[start : start + chunk])

@@ -59,8 +59,9 @@ class Runner:
     def _score_prompt(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         """Each row predicts the token behind it; the prompt's last row predicts none of it."""
         known = self._prompt_logprobs.setdefault(sequence.id, [])
-        for row in logits:
-            at = len(known) + 1
+        for at, row in enumerate(logits, sequence.n_cached + 1):
+            if at <= len(known):
+                continue  # known from before the sequence was preempted
             if at >= sequence.n_prompt:
                 return
             known.append(logprob_of(row, sequence.token_ids[at], sequence.request.prompt_logprobs or 0))
