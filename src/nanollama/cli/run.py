@@ -7,10 +7,12 @@ same events whether it is streamed or printed as JSON.
 import argparse
 import json
 import re
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -272,17 +274,31 @@ def show(ask: Callable[[], Iterator[TextEvent]], terminal: Terminal | None) -> S
     text, completion, first_s = "", None, 0.0
     start = time.perf_counter()
     try:
-        for event in ask():
-            first_s = first_s or time.perf_counter() - start
-            text += event.text
-            completion = event.completion
-            if terminal:
-                terminal.write(event.text)
+        with interruptible():
+            for event in ask():
+                first_s = first_s or time.perf_counter() - start
+                text += event.text
+                completion = event.completion
+                if terminal:
+                    terminal.write(event.text)
     except KeyboardInterrupt:
         pass  # what was written stays, and without a completion the caller knows
     if terminal:
         terminal.end_line()
     return Shown(text, completion, first_s)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl+C raises ``KeyboardInterrupt`` in the body, whatever handler a line editor has left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def short_name(llm: "LLM") -> str:

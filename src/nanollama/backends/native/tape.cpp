@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include <algorithm>
 #include <new>
 #include <system_error>
 
@@ -20,8 +21,8 @@ namespace {
 // Up to this many elements, handing a record out costs more than running it: whoever finished the phase before does it alone.
 constexpr int64_t kSmall = 4096;
 
-// The least weights in a chunk of a matrix multiplication: some 64 KB of 4-bit ones.
-constexpr int64_t kMatmulWeights = 128 << 10;
+// Weights in a chunk of a matrix multiplication: of 4-bit ones, these are 64 to 512 KB.
+constexpr int64_t kLeastWeights = 128 << 10, kMostWeights = 1 << 20;
 
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -94,9 +95,11 @@ class Replay final : public Job {
     int64_t chunk_of(const NlOp& op, int64_t units) const {
         if (op.kind == NL_OP_ATTEND) return 1;
         if (op.kind != NL_OP_MATMUL) return divided_up(units, threads_ * 4);
-        // Tiles take groups of 8 rows in twos; and weights are fetched well ahead of their use, which small chunks waste.
-        const int64_t few = divided_up(kMatmulWeights, 8 * op.cols), even = divided_up(units, threads_ * 16) + 1;
-        return ((few > even ? few : even) + 1) & ~int64_t(1);
+        // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk runs, nobody else
+        // has work. Tiles take groups of 8 rows in twos.
+        const int64_t least = divided_up(kLeastWeights, 8 * op.cols), most = divided_up(kMostWeights, 8 * op.cols);
+        const int64_t even = divided_up(units, threads_ * 16);
+        return (std::min(std::max(even, least), most) + 1) & ~int64_t(1);
     }
 
     void note_time() {
