@@ -70,9 +70,8 @@ def main() -> None:
     for name, i in (("nanollama", 0), ("llama-cpp-python", 1)):
         seconds = [pair[i][0] for pair in pairs]
         memory = statistics.median(pair[i][1] for pair in pairs)
-        print(
-            f"{name:17} first token {statistics.median(seconds):.3f} s (best {min(seconds):.3f}), {memory:.0f} MB"
-        )
+        median, best = statistics.median(seconds), min(seconds)
+        print(f"{name:17} first token {median:.3f} s (best {best:.3f}), {memory:.0f} MB")
     time_ratio = statistics.median(a[0] / b[0] for a, b in pairs)
     memory_ratio = statistics.median(a[1] / b[1] for a, b in pairs)
     print(f"ratio             time {time_ratio:.2f}, memory {memory_ratio:.2f}")
