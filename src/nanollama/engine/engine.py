@@ -8,6 +8,7 @@ and a new thread takes over.
 
 import itertools
 import secrets
+import signal
 import threading
 import time
 from collections import deque
@@ -168,6 +169,10 @@ class Engine:
             self._wake.notify()
 
     def _work(self) -> None:
+        # Ctrl+C must reach the main thread: a signal that the system hands to another one does not wake it.
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH}
+        )
         try:
             while not self._stopping:
                 self._read_inbox()

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <signal.h>
 #include <time.h>
 
 #if defined(__x86_64__)
@@ -28,10 +29,21 @@ int64_t now_ns() {
 constexpr int64_t kSpinInJob = 50'000, kSpinBetweenJobs = 300'000;
 constexpr uint64_t kClosed = 0xFFFFFFFF;
 
+// Signals are for the thread that waits for them. One that the system hands to a worker would not wake it.
+void leave_signals_to_others() {
+    sigset_t signals;
+    sigfillset(&signals);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigdelset(&signals, fault);
+    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
 }  // namespace
 
 Pool::Pool(int64_t threads) {
-    for (int64_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(false); });
+    for (int64_t i = 1; i < threads; ++i) workers_.emplace_back([this] {
+        leave_signals_to_others();
+        work(false);
+    });
 }
 
 Pool::~Pool() {
