@@ -16,6 +16,7 @@ from nanollama.cli.options import did_you_mean
 from nanollama.cli.perplexity import add_perplexity_parser
 from nanollama.cli.quantize import add_quantize_parser
 from nanollama.cli.run import add_flat_options, add_run_parser
+from nanollama.cli.serve import add_flat_serve_options, add_serve_parser
 from nanollama.cli.terminal import harmless
 from nanollama.errors import NanollamaError, UsageError
 
@@ -25,6 +26,7 @@ COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
     add_pull_parser,
     add_bench_parser,
     add_perplexity_parser,
+    add_serve_parser,
     add_quantize_parser,
 )
 
@@ -106,7 +108,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return command.read(argv[1:])
     if argv[0].startswith("-"):
         flat = Parser(prog="nanollama", add_help=False)
-        add_flat_options(flat)
+        (add_flat_serve_options if "--serve" in argv else add_flat_options)(flat)
         return flat.read(argv)
     if " " in argv[0]:
         raise UsageError(f"{argv[0]!r} is not a command: to have it answered, nanollama run {argv[0]!r}")
@@ -117,6 +119,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. ``argv`` is without the program's name, ``None`` for the process's own arguments."""
     prepare_streams()
+    # numpy's matrix library starts threads of its own, which nothing here uses and which would take Ctrl+C
+    # from the main thread.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -1,0 +1,80 @@
+"""Failures on their way to a client: an exception in, a status and OpenAI's error object out.
+
+No message holds a traceback, an address in memory or a folder of this machine.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from nanollama.errors import ContextOverflowError, ModelNotFoundError, NanollamaError
+
+JSON = dict[str, Any]
+
+
+@dataclass(eq=False)  # not frozen: Python itself writes an exception's traceback
+class Problem(Exception):
+    """A refusal. ``message`` is one sentence, ``param`` the wrong field, ``retry_after`` in seconds."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None
+
+    def body(self) -> JSON:
+        """The object that OpenAI's clients turn into their exception."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": _type(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def headers(self) -> dict[str, str]:
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
+        return headers
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> Problem:
+    """A request that has to be changed before it can be answered."""
+    return Problem(400, message, code, param)
+
+
+def unavailable(message: str, code: str, retry_after: int) -> Problem:
+    """A request that is right but can't be answered at present."""
+    return Problem(503, message, code, retry_after=retry_after)
+
+
+def shutting_down() -> Problem:
+    return unavailable("The server is shutting down; try again later.", "server_shutdown", 10)
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of ``error``; what we did not foresee becomes a 500 that says nothing of it."""
+    if isinstance(error, Problem):
+        return error
+    if not isinstance(error, NanollamaError):
+        return Problem(500, "The server failed to answer this request.", "internal_error")
+    status = error.http_status
+    if isinstance(error, ContextOverflowError):
+        return Problem(status, str(error), "context_length_exceeded")
+    if isinstance(error, ModelNotFoundError):
+        return Problem(status, str(error), "model_not_found", "model")
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Problem(status, str(error), "queue_full", retry_after=1)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Problem(status, str(error))
+    return Problem(500, str(error), "engine_error")
+
+
+def _type(status: int) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return "service_unavailable_error"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
