@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from nanollama import LLM, Message, NanollamaError
-from nanollama.errors import ContextOverflowError, ModelNotFoundError, TemplateError, UsageError
+from nanollama.answer import fold
+from nanollama.errors import (
+    ContextOverflowError,
+    ModelNotFoundError,
+    OverloadedError,
+    TemplateError,
+    UsageError,
+)
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -188,3 +195,26 @@ def test_the_torch_backend_stands_in_with_a_notice(stories_path: Path) -> None:
 def test_ids_that_are_not_tokens_are_refused(stories: LLM, token_ids: list[int]) -> None:
     with pytest.raises(UsageError):
         stories.logits(token_ids)
+
+
+def test_several_answers_to_one_prompt_have_seeds_of_their_own(stories: LLM) -> None:
+    wild = {"max_tokens": 20, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
+    together = [fold(answer).text for answer in stories.start("Once upon a time", n=3, seed=7, **wild)]
+    assert len(set(together)) == 3
+    assert together[1] == stories.generate("Once upon a time", seed=8, **wild).text
+
+
+def test_of_several_answers_all_are_begun_or_none(stories_path: Path) -> None:
+    with LLM(str(stories_path), backend="torch", device="cpu", max_sequences=1, max_queue=1) as llm:
+        with pytest.raises(OverloadedError):
+            llm.start("Once upon a time", n=3, max_tokens=400)
+        llm.logits([1])  # waits until nothing runs
+        stats = llm.engine.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        assert llm.generate("Once", max_tokens=3).text
+
+
+def test_token_ids_are_a_prompt_too(stories: LLM) -> None:
+    ids = stories.tokenizer.encode("Once upon a time", add_special=True)
+    (answer,) = stories.start(ids, max_tokens=5, temperature=0)
+    assert fold(answer).text == stories.generate("Once upon a time", max_tokens=5, temperature=0).text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from nanollama.answer import Answer, fold
 from nanollama.backends.select import BackendChoice, load_backend
-from nanollama.errors import TemplateError, UsageError
+from nanollama.errors import NanollamaError, TemplateError, UsageError
 from nanollama.inputs import (
     MAX_ANSWERS,
     MAX_LOGPROBS,
@@ -252,15 +252,22 @@ class LLM:
             priority=priority,
             salt=salt,
         )
-        return [
-            Answer(
-                self.engine.submit(_with_seed(request, i)),
-                self.tokenizer,
-                fitted.dropped_messages,
-                fitted.dropped_tokens,
-            )
-            for i in range(n)
-        ]
+        return self._submitted([_with_seed(request, i) for i in range(n)], fitted)
+
+    def _submitted(self, requests: Sequence[Request], fitted: FittedChat) -> list[Answer]:
+        """Submit all requests, or none of them."""
+        answers: list[Answer] = []
+        try:
+            for request in requests:
+                generation = self.engine.submit(request)
+                answers.append(
+                    Answer(generation, self.tokenizer, fitted.dropped_messages, fitted.dropped_tokens)
+                )
+        except NanollamaError:
+            for answer in answers:
+                answer.abort()
+            raise
+        return answers
 
     def _fitted(
         self,

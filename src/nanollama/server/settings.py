@@ -23,7 +23,6 @@ class Limits:
     slow_reader_s: float = 30.0
     keepalive_s: float = 5.0
     drain_s: float = 30.0
-    load_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
