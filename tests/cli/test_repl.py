@@ -240,8 +240,10 @@ def test_triple_quotes_begin_and_end_a_block(text: str, open_: bool, meant: tupl
 
 
 # The controlling terminal turns the byte of Ctrl+C into a signal: a session leader gets it by opening one.
+# A shell starts its background jobs with interrupts ignored, which programs they start inherit.
 AS_LEADER = (
-    "import os, sys; os.open(os.ttyname(0), os.O_RDWR); "
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.open(os.ttyname(0), os.O_RDWR); "
     "os.execv(sys.executable, [sys.executable, '-m', 'nanollama', *sys.argv[1:]])"
 )
 CTRL_C, CTRL_D, UP, ENTER = "\x03", "\x04", "\x1b[A", "\r"

@@ -42,8 +42,10 @@ def test_only_the_main_thread_takes_interrupts(smollm2_path: Path) -> None:
 @pytest.mark.model
 def test_an_interrupt_wakes_a_program_that_waits_for_input(smollm2_path: Path) -> None:
     code = (
-        "import sys\n"
+        "import signal, sys\n"
         "from nanollama import LLM\n"
+        # Started by a background job, this process would ignore interrupts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "llm = LLM(sys.argv[1], backend='native', n_ctx=256)\n"
         "llm.generate('Hi', max_tokens=2)\n"
         "try:\n"

@@ -1,5 +1,6 @@
-// The variant for x86 processors with AVX-512 VNNI (Intel since 2019, AMD since 2022), on 256-bit vectors:
-// the layout has eight lanes, and what counts is the four-way byte product and twice the registers.
+// The variant for x86 processors with AVX-512 VNNI (Intel since 2019, AMD since 2022). The layout has eight
+// lanes, and what counts is the four-way byte product and twice the registers: vectors are of 256 bits but
+// where a matmul has more than one activation row. There, 512 bits nearly double its speed (Zen 5).
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <math.h>

@@ -14,11 +14,14 @@
 //   narrow_room(w)                     how many dots of weights up to w a Narrow holds without overflow
 //   I8 widen(n), widen(n, scale)       lane sums (times a signed 8-bit scale per row, a RowScale)
 //   I8 dot_signed(sum, w, a)           sum + products of signed weights; + kSignedBias * sum of activations
+//
+// A variant that defines NL_WIDE has vectors of sixteen lanes as well (F16, I16, B64), for tile_wide.h.
 #pragma once
 #include <stdint.h>
 #include <string.h>
 
 #define NL_INLINE static inline __attribute__((always_inline))
+#define NL_MEMBER inline __attribute__((always_inline))
 
 namespace nl {
 namespace NL_VARIANT {
@@ -43,6 +46,10 @@ NL_INLINE B32 load_bytes(const void* p) {
 NL_INLINE F8 all(float x) { return F8{x, x, x, x, x, x, x, x}; }
 NL_INLINE I8 all_int(int32_t x) { return I8{x, x, x, x, x, x, x, x}; }
 NL_INLINE B32 all_bytes(uint8_t x) { return (B32)all_int(int32_t(x * 0x01010101u)); }
+
+// Bytes shifted in pairs, for what is masked afterwards: no processor shifts single bytes.
+NL_INLINE B32 left(B32 v, int bits) { return (B32)((U16)v << bits); }
+NL_INLINE B32 right(B32 v, int bits) { return (B32)((U16)v >> bits); }
 
 // Four consecutive activation bytes in every lane.
 NL_INLINE B32 all_fours(const int8_t* p) {
