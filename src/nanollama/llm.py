@@ -302,8 +302,6 @@ class LLM:
         Raises:
             UsageError: no ids, an id outside the vocabulary, or more ids than the context window holds.
         """
-        if not 1 <= len(token_ids) <= self.n_ctx:
-            raise UsageError(f"{len(token_ids)} token ids were given; expected 1 to {self.n_ctx}")
         for token_id in token_ids:
             if not 0 <= token_id < self.spec.vocab_size:
                 raise UsageError(

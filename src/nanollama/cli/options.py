@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any, get_args
 
 from nanollama.errors import UsageError
+from nanollama.inputs import MAX_STOP_CHARS, MAX_STOPS
 from nanollama.quant.plan import AT_LOAD
 from nanollama.sampling.params import DEFAULTS, SETTINGS
 from nanollama.types import BACKENDS, DEVICES, DTYPES, ContextPolicy
 
 MAX_INT = 2**31
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 

@@ -1,6 +1,5 @@
 #include "tape.h"
 
-#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -158,13 +157,6 @@ void Replay::run(int64_t begin, int64_t end) {
         case NL_OP_GATHER:
             for (int64_t row = begin; row < end; ++row)
                 memcpy(op.out + row * op.out_stride, op.x + step.logit_index[row] * op.x_stride, size_t(op.cols) * sizeof(float));
-            break;
-        case NL_OP_SOFTCAP:
-            for (int64_t row = begin; row < end; ++row)
-                for (int64_t i = 0; i < op.cols; ++i) {
-                    float& x = op.x[row * op.x_stride + i];
-                    x = op.value * tanhf(x / op.value);
-                }
             break;
     }
 }

@@ -21,7 +21,6 @@ enum NlOpKind {
     NL_OP_QUANTIZE,   // quantized = in
     NL_OP_ACTIVATE,   // out and quantized = activation(x) * in
     NL_OP_GATHER,     // out = the rows of x whose logits are wanted
-    NL_OP_SOFTCAP,    // x = cap * tanh(x / cap)
     NL_OP_KINDS
 };
 
@@ -38,7 +37,7 @@ struct NlOp {
     int64_t cols;
     int64_t heads, head_dim, rope_dim;
     const float* weight;  // of a norm
-    float value;          // epsilon, scale or cap
+    float value;          // epsilon or scale
     int64_t activation;
     const NlMatrix* matrix;
     const float* bias;

@@ -24,7 +24,6 @@ class OpKind(IntEnum):
     QUANTIZE = 8
     ACTIVATE = 9
     GATHER = 10
-    SOFTCAP = 11
 
 
 class Op(Structure):
