@@ -83,7 +83,7 @@ class Case:
         units = len(items) * self.cache.kv_heads
         array = (AttentionItem * len(items))(*items)
         for begin in reversed(range(0, units, 2)):  # any order of units will do
-            kernels.attention(ctypes.byref(job), array, begin, min(begin + 2, units))
+            kernels.attention(ctypes.byref(job), array, begin, min(begin + 2, units), max(begin - 2, -1))
         if merges:
             kernels.attention_merge(
                 ctypes.byref(job), (AttentionMerge * len(merges))(*merges), 0, len(merges) * heads
@@ -200,7 +200,7 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
                 AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1, 0)
             )
             row += rows
-    kernels.attention(ctypes.byref(job), (AttentionItem * len(items))(*items), 0, len(items) * kv_heads)
+    kernels.attention(ctypes.byref(job), (AttentionItem * len(items))(*items), 0, len(items) * kv_heads, -1)
     alone = [case.run(kernels, tiles_of(n + c, 16, c)) for case, n, c in zip(cases, new, cached, strict=True)]
     np.testing.assert_array_equal(out, np.concatenate(alone))
 

@@ -8,40 +8,62 @@
 namespace nl {
 namespace NL_VARIANT {
 
+// ---- the widest vectors there are ---------------------------------------------------------------------------
+
+#ifdef NL_WIDE
+typedef F16 Vec;
+NL_INLINE Vec load_vec(const float* p) { return load_wide(p); }
+NL_INLINE Vec vec_from_half(const uint16_t* p) { return from_half_wide(p); }
+#else
+typedef F8 Vec;
+NL_INLINE Vec load_vec(const float* p) { return load(p); }
+NL_INLINE Vec vec_from_half(const uint16_t* p) { return from_half(p); }
+#endif
+constexpr int kVecLanes = sizeof(Vec) / sizeof(float);
+
 // ---- exp --------------------------------------------------------------------------------------------------
 
 // e^x within 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, the polynomial of Cephes' expf
 // for e^r, and n added to the exponent. Results below the smallest normal number are 0, so that e^-inf is
 // exactly 0; NaN stays NaN.
-NL_INLINE F8 exp(F8 x) {
-    const F8 clamped = min(max(x, all(-87.5f)), all(88.8f));
-    const I8 n = round_to_int(clamped * all(1.44269504f));
-    const F8 whole = to_float(n);
+template <class F>
+NL_INLINE F exp(F x) {
+    typedef typename IntsOf<F>::type I;
+    const F clamped = min(max(x, every<F>(-87.5f)), every<F>(88.8f));
+    const I n = round_to_int(clamped * every<F>(1.44269504f));
+    const F whole = to_float(n);
     // ln 2 in two parts, the first short enough that its product with n is exact without an fma.
-    F8 r = fma(whole, all(-0.693359375f), clamped);
-    r = fma(whole, all(2.12194440e-4f), r);
-    F8 p = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
-    p = fma(p, r, all(8.3334519073e-3f));
-    p = fma(p, r, all(4.1665795894e-2f));
-    p = fma(p, r, all(1.6666665459e-1f));
-    p = fma(p, r, all(5.0000001201e-1f));
-    p = fma(p, r * r, r + all(1));
-    const F8 scaled = (F8)((I8)p + (n << 23));
-    const F8 low = x < all(-87.33654f) ? all(0) : scaled;
-    const F8 high = x > all(88.72283f) ? all(INFINITY) : low;
+    F r = fma(whole, every<F>(-0.693359375f), clamped);
+    r = fma(whole, every<F>(2.12194440e-4f), r);
+    F p = fma(every<F>(1.9875691500e-4f), r, every<F>(1.3981999507e-3f));
+    p = fma(p, r, every<F>(8.3334519073e-3f));
+    p = fma(p, r, every<F>(4.1665795894e-2f));
+    p = fma(p, r, every<F>(1.6666665459e-1f));
+    p = fma(p, r, every<F>(5.0000001201e-1f));
+    p = fma(p, r * r, r + every<F>(1));
+    const F scaled = (F)((I)p + (n << 23));
+    const F low = x < every<F>(-87.33654f) ? F{} : scaled;
+    const F high = x > every<F>(88.72283f) ? every<F>(INFINITY) : low;
     return x == x ? high : x;
 }
 
 // tanh through e^2x. The absolute error is below 1.2e-7; near 0 the relative error grows, which suits scores
 // and gates.
-NL_INLINE F8 tanh(F8 x) { return all(1) - all(2) / (exp(x + x) + all(1)); }
+template <class F>
+NL_INLINE F tanh(F x) {
+    return every<F>(1) - every<F>(2) / (exp(x + x) + every<F>(1));
+}
 
-NL_INLINE F8 silu(F8 x) { return x / (all(1) + exp(-x)); }
+template <class F>
+NL_INLINE F silu(F x) {
+    return x / (every<F>(1) + exp(-x));
+}
 
 // 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-NL_INLINE F8 gelu_tanh(F8 x) {
-    const F8 u2 = all(1.5957691216f) * x * fma(all(0.044715f) * x, x, all(1));
-    return x / (all(1) + exp(-u2));
+template <class F>
+NL_INLINE F gelu_tanh(F x) {
+    const F u2 = every<F>(1.5957691216f) * x * fma(every<F>(0.044715f) * x, x, every<F>(1));
+    return x / (every<F>(1) + exp(-u2));
 }
 
 // ---- quantization -----------------------------------------------------------------------------------------
@@ -167,12 +189,15 @@ inline void activate(int64_t activation, const float* gate, const float* up, int
     const int64_t blocks = cols / 32;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / blocks, block = unit % blocks, at = row * stride + block * 32;
-        F8 v[4];
-        load_block(gate + at, v);
-        for (int i = 0; i < 4; ++i) {
-            v[i] = activation == NL_GELU_TANH ? gelu_tanh(v[i]) : silu(v[i]);
-            if (up) v[i] *= load(up + at + 8 * i);
+        alignas(64) float values[32];
+        for (int i = 0; i < 32; i += kVecLanes) {
+            const Vec x = load_vec(gate + at + i);
+            Vec y = activation == NL_GELU_TANH ? gelu_tanh(x) : silu(x);
+            if (up) y *= load_vec(up + at + i);
+            store(values + i, y);
         }
+        F8 v[4];
+        load_block(values, v);
         if (out) store_block(out + row * out_stride + block * 32, v);
         if (quantized) quantize_at(*quantized, row, block, v);
     }

@@ -134,7 +134,8 @@ struct NlKernels {
                      const int64_t* slots, int64_t begin, int64_t end);
 
     // units: item * kv_heads + kv_head
-    void (*attention)(const NlAttention*, const NlAttentionItem*, int64_t begin, int64_t end);
+    // next: the unit that will probably follow on this thread, to fetch for, or -1.
+    void (*attention)(const NlAttention*, const NlAttentionItem*, int64_t begin, int64_t end, int64_t next);
 
     // units: merge * heads + head
     void (*attention_merge)(const NlAttention*, const NlAttentionMerge*, int64_t begin, int64_t end);

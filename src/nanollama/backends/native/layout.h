@@ -33,6 +33,7 @@ constexpr int64_t kSuper = 256;
 constexpr int64_t kSpan = 256;
 constexpr int64_t kItemRows = 16;
 constexpr int64_t kMaxGroup = 128;
+constexpr int64_t kMaxHeadDim = 512;
 
 struct KindLayout {
     int64_t quants, high, scales, super;  // bytes per group, per block (super: per 256 inputs)

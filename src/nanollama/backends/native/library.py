@@ -129,7 +129,7 @@ class Kernels(Structure):
         ("rope", ctypes.CFUNCTYPE(None, *_ROPE, *_RANGE)),
         ("activate", ctypes.CFUNCTYPE(None, *_ACTIVATE, *_RANGE)),
         ("store_kv", ctypes.CFUNCTYPE(None, POINTER(Cache), c_void_p, c_void_p, c_int64, c_void_p, *_RANGE)),
-        ("attention", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionItem), *_RANGE)),
+        ("attention", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionItem), *_RANGE, c_int64)),
         ("attention_merge", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionMerge), *_RANGE)),
         ("argmax", ctypes.CFUNCTYPE(c_int64, c_void_p, *_RANGE, POINTER(c_float))),
         ("top_k", ctypes.CFUNCTYPE(c_int64, c_void_p, *_RANGE, c_int64, c_void_p, c_void_p)),

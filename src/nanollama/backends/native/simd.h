@@ -44,6 +44,19 @@ NL_INLINE B32 load_bytes(const void* p) {
     return v;
 }
 NL_INLINE F8 all(float x) { return F8{x, x, x, x, x, x, x, x}; }
+// The same where the number of lanes is a template's.
+template <class F>
+NL_INLINE F every(float x);
+template <>
+NL_MEMBER F8 every<F8>(float x) {
+    return all(x);
+}
+template <class F>
+struct IntsOf;
+template <>
+struct IntsOf<F8> {
+    typedef I8 type;
+};
 NL_INLINE I8 all_int(int32_t x) { return I8{x, x, x, x, x, x, x, x}; }
 NL_INLINE B32 all_bytes(uint8_t x) { return (B32)all_int(int32_t(x * 0x01010101u)); }
 

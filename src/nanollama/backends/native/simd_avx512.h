@@ -33,15 +33,31 @@ typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint16_t U32 __attribute__((vector_size(64)));
 typedef uint8_t B64 __attribute__((vector_size(64)));
 
+template <>
+struct IntsOf<F16> {
+    typedef I16 type;
+};
+template <>
+NL_MEMBER F16 every<F16>(float x) {
+    return (F16)_mm512_set1_ps(x);
+}
+
 NL_INLINE F16 fma(F16 a, F16 b, F16 c) { return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 NL_INLINE I16 dot(I16 n, B64 w, B64 a) {
     return (I16)_mm512_dpbusd_epi32((__m512i)n, (__m512i)w, (__m512i)a);
 }
 NL_INLINE F16 to_float(I16 v) { return __builtin_convertvector(v, F16); }
 NL_INLINE I16 max(I16 a, I16 b) { return a > b ? a : b; }
+NL_INLINE F16 max(F16 a, F16 b) { return (F16)_mm512_max_ps((__m512)a, (__m512)b); }  // b where either is NaN
+NL_INLINE F16 min(F16 a, F16 b) { return (F16)_mm512_min_ps((__m512)a, (__m512)b); }
+NL_INLINE I16 round_to_int(F16 v) { return (I16)_mm512_cvtps_epi32((__m512)v); }
+NL_INLINE F16 load_wide(const float* p) { return (F16)_mm512_loadu_ps(p); }
+NL_INLINE void store(float* p, F16 v) { _mm512_storeu_ps(p, (__m512)v); }
+NL_INLINE F16 from_half_wide(const void* p) {
+    return (F16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
 NL_INLINE B64 left(B64 v, int bits) { return (B64)((U32)v << bits); }
 NL_INLINE B64 right(B64 v, int bits) { return (B64)((U32)v >> bits); }
-NL_INLINE F16 all_wide(float x) { return (F16)_mm512_set1_ps(x); }
 NL_INLINE B64 all_fours_wide(const int8_t* p) {
     int32_t four;
     memcpy(&four, p, 4);
@@ -70,6 +86,8 @@ NL_INLINE I16 ints_from_bytes(const uint8_t* p, const uint8_t* q) {
 NL_INLINE I16 ints_from_signed_bytes(const uint8_t* p, const uint8_t* q) {
     return (I16)_mm512_cvtepi8_epi32(sixteen_bytes(p, q));
 }
+NL_INLINE float sum_lanes(F16 v) { return _mm512_reduce_add_ps((__m512)v); }
+NL_INLINE float max_lanes(F16 v) { return _mm512_reduce_max_ps((__m512)v); }
 NL_INLINE F8 lower(F16 v) { return (F8)_mm512_castps512_ps256((__m512)v); }
 NL_INLINE F8 upper(F16 v) { return (F8)_mm512_extracti64x4_epi64((__m512i)v, 1); }
 

@@ -148,7 +148,11 @@ void Replay::run(int64_t begin, int64_t end) {
         case NL_OP_STORE:
             k_->store_kv(&op.attention->cache, op.x, op.in, op.x_stride, step.slots, begin, end);
             break;
-        case NL_OP_ATTEND: k_->attention(op.attention, step.plans[op.plan].items, begin, end); break;
+        case NL_OP_ATTEND: {
+            const int64_t next = end - 1 + threads_;  // the others take those in between
+            k_->attention(op.attention, step.plans[op.plan].items, begin, end, next < units_of(op) ? next : -1);
+            break;
+        }
         case NL_OP_MERGE: k_->attention_merge(op.attention, step.plans[op.plan].merges, begin, end); break;
         case NL_OP_QUANTIZE: k_->quantize(op.quantized, begin, end); break;
         case NL_OP_ACTIVATE:

@@ -62,12 +62,12 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, const 
                 sum_hi = dot(sum_hi, hi[j], all_fours_wide(a + 16 + 4 * j));
             }
             if constexpr (S::halves) sum_lo *= scale_lo, sum_hi *= scale_hi;
-            acc[m] = fma(d * all_wide(scale[0]), to_float(sum_lo + sum_hi), acc[m]);
+            acc[m] = fma(d * every<F16>(scale[0]), to_float(sum_lo + sum_hi), acc[m]);
             if constexpr (S::halves) {
-                acc[m] = fma(min_lo, all_wide(scale[2]), acc[m]);
-                acc[m] = fma(min_hi, all_wide(scale[3]), acc[m]);
+                acc[m] = fma(min_lo, every<F16>(scale[2]), acc[m]);
+                acc[m] = fma(min_hi, every<F16>(scale[3]), acc[m]);
             } else if constexpr (S::has_min || Q::is_signed) {
-                acc[m] = fma(min, all_wide(scale[1]), acc[m]);
+                acc[m] = fma(min, every<F16>(scale[1]), acc[m]);
             }
         }
         ahead += block_bytes;
