@@ -1,0 +1,109 @@
+"""What our server promises beyond speed: prefixes computed once, and a crowd that changes nobody's answer.
+
+    python bench/server_streams.py MODEL.gguf [--prompt-tokens 2000] [--streams 256] [--compare 24]
+
+Prints the time to first token of a long prompt and of its repetition; then opens all streams at once, checks
+that each completes, that as many as are compared equal the same request sent alone, and how far the memory of
+the server grew beyond what it held before.
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from server_load import WORDS, process
+
+
+def request(model: str, content: str, tokens: int) -> dict[str, object]:
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": tokens,
+        "temperature": 0.8,
+        "seed": 7,
+        "ignore_eos": True,
+    }
+
+
+async def first_token_s(client: httpx.AsyncClient, body: dict[str, object]) -> float:
+    start = time.perf_counter()
+    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            if '"content"' in line and '"content":""' not in line:
+                return time.perf_counter() - start
+    raise RuntimeError("the stream ended without a token")
+
+
+async def answer(client: httpx.AsyncClient, body: dict[str, object]) -> str:
+    reply = await client.post("/v1/chat/completions", json=body)
+    reply.raise_for_status()
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def resident_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmRSS")
+
+
+async def measure(address: str, pid: int, args: argparse.Namespace) -> None:
+    """Everything the module's docstring says, one line each."""
+    limits = httpx.Limits(max_connections=args.streams)
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+        await answer(client, request(model, "Hello", 4))
+        firsts, repeats = [], []
+        for attempt in range(3):
+            words = " ".join(
+                WORDS[(i * (attempt + 3)) % len(WORDS)] for i in range(int(args.prompt_tokens * 0.9))
+            )
+            body = request(model, f"{attempt} {words}", 2)
+            count = (await client.post("/tokenize", json={"model": model, "prompt": words})).json()["count"]
+            firsts.append(await first_token_s(client, body))
+            repeats.append(await first_token_s(client, body))
+        first, repeated = statistics.median(firsts), statistics.median(repeats)
+        print(f"first token of a prompt of about {count} tokens: {first:.3f} s; repeated: {repeated:.3f} s "
+              f"({100 * repeated / first:.1f} %)")  # fmt: skip
+
+        bodies = [
+            request(
+                model, f"{i}. Write about a {WORDS[i % len(WORDS)]} and a {WORDS[i * 5 % len(WORDS)]}.", 48
+            )
+            for i in range(args.streams)
+        ]
+        before = resident_mb(pid)
+        crowd = await asyncio.gather(*(answer(client, body) for body in bodies))
+        after = resident_mb(pid)
+        chosen = range(0, args.streams, max(1, args.streams // args.compare))
+        equal = sum([await answer(client, bodies[i]) == crowd[i] for i in chosen])
+        print(f"{args.streams} streams: all {len(crowd)} complete, {equal} of {len(chosen)} equal the same "
+              f"request alone; resident memory {before:.0f} MB before, {after:.0f} MB after")  # fmt: skip
+
+
+def main() -> None:
+    """Start our server and measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--prompt-tokens", type=int, default=2000)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--compare", type=int, default=24)
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "nanollama", "serve", args.model, "--port", "0"]
+    command += ["--ctx", "4096", "--max-seqs", "32", "--max-queue", str(args.streams)]
+    with process(command, r"Starting server on (http://\S+)") as address:
+        pid = int(subprocess.check_output(["pgrep", "-nf", "nanollama serve"]).split()[0])
+        asyncio.run(measure(address, pid, args))
+
+
+if __name__ == "__main__":
+    main()
