@@ -29,7 +29,7 @@ STAGES: tuple[frozenset[str], ...] = (
     frozenset({"types", "errors", "config"}),
     frozenset({"store", "formats", "quant"}),
     frozenset({"model", "backends", "sampling", "text", "engine", "reference"}),
-    frozenset({"inputs", "answer"}),
+    frozenset({"inputs", "answer", "creating"}),
     frozenset({"llm"}),
     frozenset({"perplexity", "measure"}),
     frozenset({"cli", "server"}),
@@ -38,7 +38,20 @@ STAGES: tuple[frozenset[str], ...] = (
 """A stage imports its own row and those above it here. The package's ``__init__`` may import all of them."""
 
 HEAVY: dict[str, tuple[str, ...]] = {
-    "torch": ("reference.py", "backends/torch_ops.py", "backends/torch_backend.py"),
+    "torch": (
+        "reference.py",
+        "backends/torch_attention.py",
+        "backends/torch_backend.py",
+        "backends/torch_batch.py",
+        "backends/torch_bounds.py",
+        "backends/torch_cache.py",
+        "backends/torch_compile.py",
+        "backends/torch_decode.py",
+        "backends/torch_experts.py",
+        "backends/torch_model.py",
+        "backends/torch_ops.py",
+        "backends/torch_weights.py",
+    ),
     "numpy": (
         "quant/",
         "sampling/",
@@ -84,7 +97,12 @@ GATES: dict[str, tuple[str, ...]] = {
 """Who may import what opens the network, starts processes, runs code out of data, or is for tests."""
 
 REMOVES_FILES: dict[str, str] = {
-    "store/store.py": "the only owner of the store",
+    "store/removal.py": "deletes what rm is asked to, and only that",
+    "store/blobs.py": "finishes or drops an upload, and gives it to a model",
+    "store/files.py": "replaces a file of the store by a whole new one",
+    "store/registry.py": "puts a damaged register aside",
+    "store/parts.py": "the unfinished file of a download, and its map",
+    "store/download.py": "clears the scratch folder of wheels",
     "store/wheels.py": "clears the scratch folder that the store gives it",
     "backends/native/build.py": "replaces a compiled library",
     "formats/gguf_write.py": "leaves no half-written file",

@@ -9,6 +9,7 @@ import pytest
 
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import TemplateError
+from nanollama.store.recipe import Recipe
 from nanollama.types import Completion, Message, TextEvent, Timings
 
 Script = str | tuple[str, int] | BaseException
@@ -23,6 +24,7 @@ class ScriptedLLM:
 
     name, path, device, dtype = "scripted", Path("scripted.gguf"), "cpu", "float32"
     n_ctx, load_s = 100, 0.5
+    recipe = Recipe()
 
     def __init__(self, *script: Script, has_template: bool = True, dropped: int = 0, drop_at: int = 1):
         self.script, self.has_template = list(script), has_template

@@ -71,7 +71,7 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rum", "smollm2"], "unknown command rum (did you mean run?)"),
+        (["runn", "smollm2"], "unknown command runn (did you mean run?)"),
         (["frobnicate"], "unknown command frobnicate: nanollama --help"),
         (["why is the sky blue"], "nanollama run 'why is the sky blue'"),
         (["--prompt", "x", "--max-token", "3"], "unknown option --max-token (did you mean --max-tokens?)"),

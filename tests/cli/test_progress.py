@@ -48,6 +48,27 @@ def test_speed_counts_only_what_came_since_a_resume(clock):
     assert " 60 %  60.0 MB  2.0 MB/s  0:20 left" in terminal.last_line()
 
 
+def test_speed_and_time_left_are_those_of_late(clock):
+    bar = ProgressBar(terminal := Terminal(), clock)
+    bar.begin("downloading", 4_000_000_000)
+    done = 0
+    for speed in [100_000_000] * 20 + [10_000_000] * 40:
+        clock.now += 1
+        done += speed
+        bar.update(done)
+    assert " 60 %  2.40 GB  10.0 MB/s  2:40 left" in terminal.last_line()
+
+
+def test_at_the_end_a_plain_line_has_the_speed_of_the_whole(clock):
+    bar = ProgressBar(stream := io.StringIO(), clock)
+    bar.begin("downloading", 100_000_000)
+    for done, seconds in [(90_000_000, 9), (90_000_001, 50), (100_000_000, 41)]:
+        clock.now += seconds
+        bar.update(done)
+    bar.end()
+    assert stream.getvalue().splitlines()[-1] == "downloading: done, 1.0 MB/s"
+
+
 def test_other_units_are_counted_as_they_are(clock):
     bar = ProgressBar(terminal := Terminal(), clock)
     bar.begin("perplexity", 40, unit="windows")

@@ -1,12 +1,12 @@
 """The ``quantize`` command and ``--quantize``: what they print, what they refuse, what they leave behind."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nanollama.cli import quantize as command
 from nanollama.cli.main import main
 from nanollama.formats.gguf import GGUFFile
 
@@ -96,7 +96,7 @@ def test_a_model_is_not_quantized_onto_itself(
 def test_a_full_disk_is_noticed_before_writing(
     stories_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     assert main(["quantize", str(stories_path), str(tmp_path / "out.gguf"), "--type", "F32"]) == 2
     assert "1MB are needed in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

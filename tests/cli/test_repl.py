@@ -17,6 +17,7 @@ import pytest
 from nanollama.cli.reader import is_open, unquoted
 from nanollama.cli.repl import COMMANDS, Repl
 from nanollama.errors import ContextOverflowError
+from nanollama.store.recipe import Recipe
 from nanollama.types import Message
 
 
@@ -377,3 +378,32 @@ def test_a_session_can_be_scripted_through_a_pipe(stories_path: Path) -> None:
     assert "[stopped: max tokens reached]" in done.stderr
     assert ">>>" not in done.stdout + done.stderr
     assert 0 < len(done.stdout.strip()) < 40
+
+
+RECIPE = Recipe(
+    system="You are Mario.",
+    parameters={"temperature": 0.3, "stop": ("a", "b"), "num_predict": 9, "num_batch": 4},
+    messages=tuple(turns("hi", "it's me")),
+)
+
+
+def test_the_system_prompt_of_a_recipe_is_shown_changed_and_switched_off(scripted, screen) -> None:
+    llm = scripted("one", "two", "three")
+    llm.recipe = RECIPE
+    session(llm, screen, "/system", "a", "/system Be Luigi.", "b", "/system off", "c")
+    assert [options["system"] for options in llm.options] == ["You are Mario.", "Be Luigi.", ""]
+    assert "System prompt: You are Mario." in screen.err
+
+
+def test_what_comes_from_a_recipe_is_shown_as_the_models_own(scripted, screen) -> None:
+    llm = scripted()
+    llm.recipe = RECIPE
+    session(llm, screen, "/set", "/set parameter temperature 1", "/set", "/show")
+    settings, changed = screen.err.split("temperature = 1.0")
+    assert re.search(r"temperature +0.3, the model's own", settings)
+    assert re.search(r"max_tokens +9, the model's own", settings)
+    assert re.search(r"stop +'a', 'b', the model's own", settings)
+    assert re.search(r"temperature +1.0\n", changed)
+    assert re.search(r"system +You are Mario.\n", changed)
+    assert re.search(r"messages +0, after 2 of the model's own\n", changed)
+    assert re.search(r"num_batch +4, the model's own\n", changed)

@@ -1,114 +1,24 @@
-"""A model hub on 127.0.0.1 that follows a script of good and bad answers."""
+"""Stores, catalogues and hubs for one test each, cut off from the machine's settings."""
 
 import hashlib
-import random
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from hub_server import CONTENT, LocalHub
+from models import make_gguf, record_for
 from nanollama.store.catalogue import Entry, HubFile, Source
+from nanollama.store.download import DownloadSettings, download
 from nanollama.store.fetch import Fetcher, FetchSettings
 from nanollama.store.names import Digest, ModelName
+from nanollama.store.plans import plan_for
+from nanollama.store.registry import Record
 from nanollama.store.store import Store
+from nanollama.store.transfer import Progress
 
 MakeEntry = Callable[..., Entry]
 MakeStore = Callable[..., Store]
-
-CONTENT = random.Random(7).randbytes(1_000_000)
-
-
-class LocalHub:
-    """Serves ``content``. Each request takes one step of ``script``; after its end all are answered well."""
-
-    def __init__(self) -> None:
-        self.content = CONTENT
-        self.script: list[str] = []
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.asked = threading.Event()
-        self.go_on = threading.Event()
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *args: object) -> None:
-                pass  # clients that go away are part of the tests
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.go_on.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-    @property
-    def ranges(self) -> list[str | None]:
-        return [headers.get("range") for _, headers in self.requests]
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.requests.append((handler.path, {k.lower(): v for k, v in handler.headers.items()}))
-        step, _, argument = (self.script.pop(0) if self.script else "serve").partition(" ")
-        offset = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        self.asked.set()
-        if step == "status":
-            return self._send(handler, int(argument), b"", {"Retry-After": "0"})
-        if step == "redirect":
-            return self._send(handler, 302, b"", {"Location": argument})
-        if step == "wait":
-            self.go_on.wait(30)
-        wrong = {"wrong": bytes(len(self.content)), "long": self.content + b"more", "less": self.content[:-1]}
-        body = wrong.get(step, self.content)
-        partial = offset > 0 and step != "ignore-range"
-        headers = {"Content-Encoding": "gzip"} if step == "gzip" else {}
-        if partial:
-            first = offset + 1 if step == "shifted" else offset
-            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            body = body[offset:]
-        self._send(handler, 206 if partial else 200, body, headers, step)
-
-    def _send(
-        self,
-        handler: BaseHTTPRequestHandler,
-        status: int,
-        body: bytes,
-        headers: dict[str, str],
-        step: str = "",
-    ) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        if step == "unmeasured":
-            handler.close_connection = True
-        else:
-            handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        if step in {"half", "unmeasured", "reset", "stall"}:
-            body = body[: len(body) // 2]
-        handler.wfile.write(body)
-        handler.wfile.flush()
-        if step == "stall":
-            self.go_on.wait(30)
-        if step == "reset":
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if step in {"half", "reset", "stall"}:
-            handler.close_connection = True
 
 
 @pytest.fixture
@@ -190,3 +100,42 @@ class Recorder:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, hub: LocalHub, make_entry: MakeEntry) -> Callable[..., Path]:
+    """Fetches the catalogue entry of a small model from ``hub`` into ``tmp_path / "model"``: its path."""
+
+    def fetch(
+        progress: Progress | None = None,
+        entry: Entry | None = None,
+        download_settings: DownloadSettings | None = None,
+        **settings: object,
+    ) -> Path:
+        fetcher = Fetcher(FetchSettings(**({"endpoint": hub.url} | settings)))
+        plan = plan_for("toy:1b", fetcher, catalogue=(entry or make_entry(),))
+        how = download_settings or DownloadSettings(backoff_s=0)
+        (file,) = download(plan, tmp_path / "model", fetcher, progress, how)
+        return tmp_path / "model" / file.name
+
+    return fetch
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store without a catalogue."""
+    return Store(tmp_path / "store", catalogue=())
+
+
+@pytest.fixture
+def fetched(store: Store) -> Record:
+    """A model ``a`` whose file nanollama has fetched."""
+    path = make_gguf(store.folder(ModelName.parse("a")) / "a.gguf")
+    (path.parent / ".lock").touch()
+    return store.add(record_for(path, "a", owned=True))
+
+
+@pytest.fixture
+def imported(store: Store, tmp_path: Path) -> Record:
+    """A model ``b`` whose file lies elsewhere."""
+    return store.import_path(str(make_gguf(tmp_path / "elsewhere/b.gguf")), ModelName.parse("b"))

@@ -11,23 +11,40 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from nanollama.cli.bench import add_bench_parser
-from nanollama.cli.models import add_list_parser, add_pull_parser
+from nanollama.cli.completion import add_completion_parser
+from nanollama.cli.create import add_create_parser
+from nanollama.cli.disk import add_du_parser, add_verify_parser
+from nanollama.cli.imports import add_import_parser
+from nanollama.cli.models import add_cp_parser, add_list_parser, add_path_parser, add_rm_parser
 from nanollama.cli.options import did_you_mean
 from nanollama.cli.perplexity import add_perplexity_parser
+from nanollama.cli.pull import add_pull_parser
 from nanollama.cli.quantize import add_quantize_parser
 from nanollama.cli.run import add_flat_options, add_run_parser
+from nanollama.cli.search import add_search_parser
 from nanollama.cli.serve import add_flat_serve_options, add_serve_parser
+from nanollama.cli.show import add_show_parser
 from nanollama.cli.terminal import harmless
 from nanollama.errors import NanollamaError, UsageError
 
 COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
     add_run_parser,
     add_list_parser,
+    add_show_parser,
     add_pull_parser,
+    add_search_parser,
+    add_rm_parser,
+    add_cp_parser,
+    add_path_parser,
+    add_import_parser,
+    add_verify_parser,
+    add_du_parser,
     add_bench_parser,
     add_perplexity_parser,
     add_serve_parser,
     add_quantize_parser,
+    add_create_parser,
+    add_completion_parser,
 )
 
 EXAMPLES = """\

@@ -1,12 +1,15 @@
-"""The commands ``list`` and ``pull``: parsed flags in, a table on stdout and an exit code out."""
+"""The commands ``list``, ``rm``, ``cp`` and ``path``: parsed flags in, lines on stdout, an exit code out."""
 
 import argparse
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from nanollama.errors import ModelNotFoundError, NanollamaError
 from nanollama.store.names import ModelName
-from nanollama.store.store import Store, StoredModel
+from nanollama.store.registry import Record
+from nanollama.store.store import Store
 
 if TYPE_CHECKING:
     # The type argparse gives to what add_subparsers returns; it has no public name.
@@ -17,52 +20,126 @@ def add_list_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama list`` to the command line."""
     parser = subparsers.add_parser("list", help="show the models on this machine", aliases=["ls"])
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of a table")
+    parser.add_argument("--names", action="store_true", help=argparse.SUPPRESS)  # for shell completion
     parser.set_defaults(handler=list_command)
 
 
-def add_pull_parser(subparsers: "Subparsers") -> None:
-    """Adds ``nanollama pull`` to the command line."""
-    parser = subparsers.add_parser("pull", help="fetch a model, or finish fetching it")
-    parser.add_argument("model", metavar="MODEL", help="a name of the catalogue, for instance smollm2")
-    parser.set_defaults(handler=pull_command)
+def add_rm_parser(subparsers: "Subparsers") -> None:
+    """Adds ``nanollama rm`` to the command line."""
+    parser = subparsers.add_parser("rm", help="remove models, and the files that were fetched for them")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="the name of a model")
+    parser.add_argument(
+        "--delete-file", action="store_true", help="delete also a file that nanollama did not fetch"
+    )
+    parser.set_defaults(handler=rm_command)
+
+
+def add_cp_parser(subparsers: "Subparsers") -> None:
+    """Adds ``nanollama cp`` to the command line."""
+    parser = subparsers.add_parser("cp", help="give a model a second name; its files are shared")
+    parser.add_argument("source", metavar="SRC", help="the name of a model")
+    parser.add_argument("target", metavar="DST", help="the new name")
+    parser.add_argument("--force", action="store_true", help="take the name from a model that has it")
+    parser.set_defaults(handler=cp_command)
+
+
+def add_path_parser(subparsers: "Subparsers") -> None:
+    """Adds ``nanollama path`` to the command line."""
+    parser = subparsers.add_parser("path", help="print where a model's file or folder lies")
+    parser.add_argument("model", metavar="MODEL", help="the name of a model on this machine")
+    parser.set_defaults(handler=path_command)
+
+
+def open_store() -> Store:
+    """The store of this user; what it has to say goes to standard error."""
+    return Store(notice=lambda text: print(f"nanollama: {text}", file=sys.stderr))
 
 
 def list_command(args: argparse.Namespace) -> int:
-    """Prints the stored models, newest first."""
-    models = Store().list()
-    if args.json:
-        print(json.dumps([_as_json(model) for model in models], indent=2))
+    """Prints the models that are there, newest first."""
+    records = open_store().list()
+    if args.names:
+        for record in records:
+            print(record.name)
+    elif args.json:
+        print(json.dumps([_as_json(record) for record in records], indent=2))
     else:
-        print(_table(models, time.time()))
+        now = time.time()
+        rows: list[tuple[str, ...]] = [("NAME", "ID", "SIZE", "MODIFIED")]
+        for each in records:
+            age = age_text(now - each.modified)
+            rows.append((str(each.name), short_id(each), size_text(each.size), age))
+        print(table(rows))
     return 0
 
 
-def pull_command(args: argparse.Namespace) -> int:
-    """Fetches ``args.model`` with a progress bar on stderr; a complete file is verified instead."""
-    from nanollama.cli.progress import ProgressBar
+def rm_command(args: argparse.Namespace) -> int:
+    """Removes models one by one; a name that fails doesn't keep the others."""
+    store, code = open_store(), 0
+    for text in args.models:
+        try:
+            removed = store.remove(ModelName.parse(text), delete_file=args.delete_file)
+        except NanollamaError as error:
+            print(f"nanollama: error: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+            continue
+        print(f"removed {removed.name}")
+        for path in removed.deleted:
+            print(f"  deleted {path}")
+        for path, reason in removed.kept:
+            print(f"  kept {path}: {reason}")
+    return code
 
-    model = Store().pull(ModelName.parse(args.model), ProgressBar())
-    print(f"{model.name} is complete and verified: {model.path}")
+
+def cp_command(args: argparse.Namespace) -> int:
+    """Registers the model ``args.source`` under a second name."""
+    source, target = ModelName.parse(args.source), ModelName.parse(args.target)
+    record = open_store().copy(source, target, replacing=args.force)
+    print(f"{record.name} is a copy of {source}; the files are shared")
     return 0
 
 
-def _table(models: list[StoredModel], now: float) -> str:
-    rows = [("NAME", "ID", "SIZE", "MODIFIED")]
-    for model in models:
-        identity = model.digest.short if model.digest else "-"
-        rows.append((str(model.name), identity, size_text(model.size), age_text(now - model.modified)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ("    ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
-    return "\n".join(lines)
+def path_command(args: argparse.Namespace) -> int:
+    """Prints one path, and nothing else."""
+    print(present(open_store(), args.model).path)
+    return 0
 
 
-def _as_json(model: StoredModel) -> dict[str, Any]:
+def present(store: Store, text: str) -> Record:
+    """The complete model called ``text``. Raises ``ModelNotFoundError``."""
+    name = ModelName.parse(text)
+    if (record := store.find(name)) is not None:
+        return record
+    if name in store.state().records:
+        raise ModelNotFoundError(
+            f"a file of {name} is missing or was changed: see what 'nanollama verify {name}' says"
+        )
+    raise store.unknown(text)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """``rows`` in columns, four blanks apart; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def short_id(record: Record) -> str:
+    return record.digest.short if record.digest else "-"
+
+
+def _as_json(record: Record) -> dict[str, Any]:
     return {
-        "name": str(model.name),
-        "digest": model.digest.text if model.digest else None,
-        "size": model.size,
-        "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.modified)),
-        "path": str(model.path),
+        "name": str(record.name),
+        "digest": record.digest.text if record.digest else None,
+        "size": record.size,
+        "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.modified)),
+        "format": record.format,
+        "path": str(record.path),
+        "source": record.source,
+        "parent": record.parent,
     }
 
 

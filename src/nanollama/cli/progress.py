@@ -3,12 +3,17 @@
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
 _REDRAW_S = 0.1
 _PLAIN_STEP = 0.25
 """Without a terminal, a line is printed each time this share of the work is done."""
+
+_SAMPLES = 30
+_SAMPLE_S = 0.5
+"""Speed and time left are those of the last 15 seconds: a connection is rarely as fast as it was at first."""
 
 
 class ProgressBar:
@@ -26,17 +31,22 @@ class ProgressBar:
         self._total = self._first = self._done = 0
         self._began = self._next_redraw = 0.0
         self._next_plain = 0
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def begin(self, what: str, total: int, done: int = 0, unit: str = "B") -> None:
         self._what, self._total, self._first, self._done, self._unit = what, total, done, done, unit
         self._began = self._next_redraw = self._clock()
         self._next_plain = done + round(total * _PLAIN_STEP)
+        self._samples.clear()
+        self._samples.append((self._began, done))
         if not self._on_terminal:
             start = f" from {self._amount(done)}" if done else ""
             self._print(f"{what}: {self._amount(total)}{start}")
 
     def update(self, done: int) -> None:
         self._done = done
+        if (now := self._clock()) - self._samples[-1][0] >= _SAMPLE_S:
+            self._samples.append((now, done))
         if not self._on_terminal:
             if done >= self._next_plain and done < self._total:
                 self._next_plain = done + round(self._total * _PLAIN_STEP)
@@ -52,6 +62,7 @@ class ProgressBar:
             self._stream.flush()
             self._drawn = False
         elif self._done >= self._total:
+            self._samples.appendleft((self._began, self._first))  # at the end, the speed of the whole
             self._print(f"{self._what}: done, {self._speed()}")
 
     def notice(self, text: str) -> None:
@@ -82,9 +93,10 @@ class ProgressBar:
         return min(100.0, 100 * self._done / self._total) if self._total else 100.0
 
     def _rate(self) -> float:
-        """Units a second since the beginning, 0 while nothing is known."""
-        elapsed = self._clock() - self._began
-        return (self._done - self._first) / elapsed if elapsed > 0 else 0.0
+        """Units a second of late, 0 while nothing is known."""
+        since, before = self._samples[0]
+        elapsed = self._clock() - since
+        return (self._done - before) / elapsed if elapsed > 0 else 0.0
 
     def _speed(self) -> str:
         if self._unit == "B":
@@ -99,7 +111,9 @@ class ProgressBar:
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
     def _amount(self, count: int) -> str:
-        return f"{count / 1e6:.1f} MB" if self._unit == "B" else f"{count} {self._unit}"
+        if self._unit != "B":
+            return f"{count} {self._unit}"
+        return f"{count / 1e9:.2f} GB" if count >= 1_000_000_000 else f"{count / 1e6:.1f} MB"
 
 
 def _can_encode(stream: TextIO) -> bool:

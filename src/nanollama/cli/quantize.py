@@ -1,22 +1,15 @@
 """``quantize``: a model and a type in, a smaller file out, with a progress bar on the way."""
 
 import argparse
-import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanollama.cli.options import Setting, add_settings, choice, given
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import UsageError
+from nanollama.quant.notices import check_room, loss_notice, misfit_notice
 from nanollama.quant.plan import FILE_TYPES, size_text
-
-if TYPE_CHECKING:
-    from nanollama.formats.gguf import GGUFFile
-
-FULL_PRECISION = ("F32", "F16", "BF16", "F64")
-_HEADER_ROOM = 64 << 20  # for metadata, of which a vocabulary is most
 
 
 def _type_name(text: str) -> str:
@@ -48,10 +41,10 @@ def quantize_command(args: argparse.Namespace) -> int:
     destination = checked_destination(Path(args.destination), force=args.force)
 
     from nanollama.cli.progress import ProgressBar
-    from nanollama.store.store import resolve
+    from nanollama.store.store import locate
 
     terminal = Terminal(sys.stdout, sys.stderr)
-    source = resolve(args.source, progress=ProgressBar())
+    source = locate(args.source, progress=ProgressBar()).path
     if destination.exists() and destination.samefile(source):
         raise UsageError(f"SRC and DST are both {destination}: give another DST")
 
@@ -83,39 +76,3 @@ def checked_destination(path: Path, *, force: bool) -> Path:
     if path.exists() and not force:
         raise UsageError(f"{path} exists already: give another DST, or --force to replace it")
     return path
-
-
-def check_room(destination: Path, n_bytes: int) -> None:
-    """Raises ``UsageError`` where the disk is too full for ``n_bytes`` of weights."""
-    free = shutil.disk_usage(destination.parent).free
-    if free < n_bytes + _HEADER_ROOM:
-        raise UsageError(
-            f"{size_text(n_bytes)} are needed in {destination.parent} and {size_text(free)} are free: "
-            "make room, or write DST elsewhere"
-        )
-
-
-def loss_notice(file: "GGUFFile") -> str | None:
-    """What to tell about a source that was quantized before, or nothing."""
-    names = {t.fmt.name for t in file.tensors.values() if len(t.shape) > 1}
-    packed = sorted(names.difference(FULL_PRECISION))
-    if not packed:
-        return None
-    return (
-        f"{file.path.name} is quantized already ({', '.join(packed)}): what was lost then stays lost; "
-        "a file in F16 or F32 gives better results"
-    )
-
-
-def misfit_notice(misfits: Mapping[str, str], wanted: str) -> str:
-    """Which matrices got another type because of their width, those of all layers in one."""
-    kinds: dict[str, dict[str, int]] = {}
-    for name, fmt in misfits.items():
-        kind = [part for part in name.split(".") if not part.isdigit() and part not in ("blk", "weight")]
-        counts = kinds.setdefault(fmt, {})
-        counts[".".join(kind)] = counts.get(".".join(kind), 0) + 1
-    listed = "; ".join(
-        f"{fmt} for " + ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in counts.items())
-        for fmt, counts in kinds.items()
-    )
-    return f"these have rows that are no whole number of {wanted} blocks, and got {listed}"

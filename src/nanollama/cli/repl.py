@@ -14,6 +14,7 @@ from nanollama.cli.reader import Reader, unquoted
 from nanollama.cli.run import checked, short_name, show
 from nanollama.cli.terminal import Terminal, notices, timing_text
 from nanollama.errors import NanollamaError, UsageError
+from nanollama.store.parameters import settings_of
 from nanollama.types import Message
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ class Repl:
         self, llm: "LLM", terminal: Terminal, *, chat: bool, system: str | None, generation: Mapping[str, Any]
     ) -> None:
         self._llm, self._terminal, self._chat = llm, terminal, chat
-        self._system = system
+        self._system = llm.recipe.system if system is None else system
         self._settings = dict(generation)
+        own = settings_of(llm.recipe.parameters)
+        self._own = {**own.sampling, "stop": own.stop or None, "max_tokens": own.max_tokens}
         self._history: list[Message] = []
         self._leaving = False
 
@@ -79,6 +82,8 @@ class Repl:
         question = Message("user", checked(text, "the message"))
         prompt = [*self._history, question] if self._chat else text
         system = self._system if self._chat else None
+        if self._chat and system is None and self._llm.recipe.system is not None:
+            system = ""  # none at all: None would stand for the model's own
         shown = show(partial(self._llm.events, prompt, system=system, **self._settings), self._terminal)
         is_kept = self._chat and (shown.completion is not None or bool(shown.text))
         if is_kept:
@@ -165,8 +170,9 @@ class Repl:
     def _value(self, name: str) -> str:
         value = self._settings.get(name)
         if value is None:
-            return "default"
-        return ", ".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+            own = self._own.get(name)
+            return "default" if own is None else f"{_shown(own)}, the model's own"
+        return _shown(value)
 
     def show(self, _: str) -> None:
         llm = self._llm
@@ -178,8 +184,14 @@ class Repl:
             "template": "yes" if llm.has_template else "none: plain completion",
             "messages": str(len(self._history)),
         }
+        if llm.recipe.messages:
+            facts["messages"] += f", after {len(llm.recipe.messages)} of the model's own"
+        if self._chat and self._system is not None:
+            facts["system"] = self._system
+        facts |= {name: f"{_shown(given)}, the model's own" for name, given in llm.recipe.parameters.items()}
+        width = max(map(len, facts))
         for name, value in facts.items():
-            self._terminal.say(f"  {name:8}  {value}")
+            self._terminal.say(f"  {name:{width}}  {value}")
 
     def retry(self, _: str) -> None:
         if not self._history:
@@ -193,6 +205,10 @@ class Repl:
         finally:
             if not is_kept:
                 self._history = earlier
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(repr, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,11 @@ def run(config: RunConfig) -> int:
                 raise UsageError(
                     f"--system needs a chat template and {short_name(llm)} has none: use the prompt for it"
                 )
-            terminal.note(f"{short_name(llm)} has no chat template: it completes the prompt as plain text")
+            unused = llm.recipe.system is not None or llm.recipe.messages
+            terminal.note(
+                f"{short_name(llm)} has no chat template: it completes the prompt as plain text"
+                + (", without its system prompt and messages" if unused else "")
+            )
         if config.interactive:
             from nanollama.cli.reader import open_reader
             from nanollama.cli.repl import COMMANDS, Repl
@@ -237,9 +241,9 @@ def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
     It is resolved first, so that a name that means nothing costs no import of anything heavy.
     """
     from nanollama.cli.progress import ProgressBar
-    from nanollama.store.store import resolve
+    from nanollama.store.store import locate
 
-    resolve(model, progress=ProgressBar())
+    locate(model, progress=ProgressBar())
     notices: list[str] = []
     with terminal.status(f"Loading {model} …"):
         from nanollama.llm import LLM

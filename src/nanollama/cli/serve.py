@@ -58,6 +58,13 @@ SERVING = (
         partial(whole, high=65536),
     ),
     Setting(
+        "max_models",
+        ("--max-models",),
+        "N",
+        "keep N models in memory at a time (4)",
+        partial(whole, low=1, high=1024),
+    ),
+    Setting(
         "keep_alive_s",
         ("--keep-alive",),
         "TIME",
@@ -70,12 +77,12 @@ SERVING = (
 def add_serve_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="answer requests in the form of OpenAI's API",
+        help="answer requests in the form of OpenAI's and Ollama's APIs",
         usage="nanollama serve [MODEL] [OPTIONS]",
         description="Serve the models of this machine over HTTP. MODEL is loaded at once and stays; other "
         "models are loaded when a request names them.",
         epilog=f"A key can also be given in the environment variable {KEY_VARIABLE}, where other users of "
-        "this machine don't see it.",
+        "this machine don't see it. docs/reference/ollama.md lists the variables that set the rest.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a name or a .gguf file")
     add_serving_options(parser)
@@ -109,13 +116,24 @@ def add_serving_options(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="let pages from ORIGIN call, such as https://example.org; can be repeated",
+        help="let pages from ORIGIN call, such as https://example.org; * stands for any part",
+    )
+    parser.add_argument(
+        "--allow-pull",
+        dest="pull_hosts",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="let requests pull models from HOST, not only from the catalogue and hf.co; * is any host; can "
+        "be repeated",
     )
 
 
 def add_flat_serve_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``nanollama --serve``, the form without a command."""
-    parser.add_argument("--serve", action="store_true", help="answer requests in the form of OpenAI's API")
+    parser.add_argument(
+        "--serve", action="store_true", help="answer requests in the form of OpenAI's and Ollama's APIs"
+    )
     parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help="a name or a .gguf file")
     add_serving_options(parser)
     add_settings(parser.add_argument_group("how to load"), (*LOADING, CONTEXT))
@@ -134,9 +152,11 @@ def serve_command(args: argparse.Namespace) -> int:
     from nanollama.server.services import make_services
     from nanollama.server.settings import Limits
     from nanollama.server.source import StoreSource
+    from nanollama.store.plans import Hosts
 
+    source = StoreSource(settings.model)
     pool = ModelPool(
-        StoreSource(settings.model),
+        source,
         partial(load_model, settings),
         served=settings.model,
         max_models=settings.max_models,
@@ -144,29 +164,38 @@ def serve_command(args: argparse.Namespace) -> int:
         free_bytes=free_memory,
     )
     services = make_services(settings, Limits(), pool)
-    Listener(build_app(services), services, partial(announce, settings)).listen()
+    hosts = Hosts(anywhere="*" in args.pull_hosts, names=frozenset(args.pull_hosts))
+    app = build_app(services, source.store, hosts)
+    Listener(app, services, partial(announce, settings)).listen()
     return 0
 
 
 def serve_settings(args: argparse.Namespace) -> "ServerSettings":
     """The checked settings. Raises ``UsageError``."""
+    from nanollama.server.environment import from_environment
     from nanollama.server.settings import ServerSettings
 
-    values = given(args, SERVING)
-    if values.get("keep_alive_s") == float("inf"):
-        values["keep_alive_s"] = None
+    flags = given(args, SERVING)
+    if flags.get("keep_alive_s") == float("inf"):
+        flags["keep_alive_s"] = None
+    values = {**from_environment(os.environ), **flags}
+    loading = given(args, (*LOADING, CONTEXT))
+    if "n_ctx" in values:
+        loading = {"n_ctx": values.pop("n_ctx"), **loading}
+    origins = args.origins or values.pop("origins", ())
+    values.pop("origins", None)
     variable = os.environ.get(KEY_VARIABLE)
     keys = [*args.api_keys, *([variable] if variable else [])]
-    for origin in args.origins:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin, re.ASCII):
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z*][a-z0-9+.*-]*://[^/\s]+", origin, re.ASCII):
             raise UsageError(f"--allow-origin must be an origin such as https://example.org, not {origin!r}")
     return ServerSettings(
         model=args.model,
         api_keys=tuple(keys),
         insecure=args.insecure,
         hosts=tuple(args.hosts),
-        origins=tuple(args.origins),
-        loading=given(args, (*LOADING, CONTEXT)),
+        origins=tuple(origins),
+        loading=loading,
         **values,
     )
 
@@ -174,26 +203,37 @@ def serve_settings(args: argparse.Namespace) -> "ServerSettings":
 def fetch(model: str) -> None:
     """Have the operator's model on this machine; what requests name is never fetched."""
     from nanollama.cli.progress import ProgressBar
-    from nanollama.store.store import resolve
+    from nanollama.store.store import locate
 
-    resolve(model, progress=ProgressBar())
+    locate(model, progress=ProgressBar())
 
 
-def load_model(settings: "ServerSettings", found: "Found") -> "LLM":
-    """Load a model of this machine; what has to be said goes to standard error."""
+def load_model(settings: "ServerSettings", found: "Found", n_ctx: int | None = None) -> "LLM":
+    """Load a model of this machine, with a window of at least ``n_ctx`` tokens where a request asks for it.
+
+    What has to be said goes to standard error.
+    """
     from nanollama.llm import DEFAULT_MAX_CONTEXT, LLM
+    from nanollama.store.parameters import settings_of
 
     def notice(text: str) -> None:
         print(f"{found.id}: {text}", file=sys.stderr)
 
     # Room for a few full windows, which many short answers share. What is not used takes no memory on a CPU.
-    cache_tokens = CACHED_WINDOWS * settings.loading.get("n_ctx", DEFAULT_MAX_CONTEXT)
+    loading = dict(settings.loading)
+    cache_tokens = CACHED_WINDOWS * loading.get("n_ctx", DEFAULT_MAX_CONTEXT)
+    # A request that needs less than the usual window uses a part of it. A wider one is there once, and not
+    # several times.
+    usual = loading.get("n_ctx") or settings_of(found.recipe.parameters).n_ctx or DEFAULT_MAX_CONTEXT
+    if n_ctx is not None and n_ctx > usual:
+        loading["n_ctx"] = usual = n_ctx
+    cache_tokens = max(cache_tokens, usual)
     return LLM(
         found.argument,
         max_sequences=settings.max_seqs,
         cache_tokens=cache_tokens,
         notice=notice,
-        **settings.loading,
+        **loading,
     )
 
 
@@ -203,4 +243,5 @@ def announce(settings: "ServerSettings", port: int) -> None:
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
     local = "localhost" if settings.is_local else shown
     print(f"Starting server on http://{shown}:{port}")
-    print(f"OpenAI-compatible API: http://{local}:{port}/v1/chat/completions", flush=True)
+    print(f"OpenAI-compatible API: http://{local}:{port}/v1/chat/completions")
+    print(f"Ollama-compatible API: http://{local}:{port}/api/chat", flush=True)

