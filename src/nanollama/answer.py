@@ -89,11 +89,13 @@ class _Fold:
         self.is_over = False
         self.stopped_early = False  # by a stop string, which the engine knows nothing of
         self._answer = answer
-        self._request = answer._generation.request
+        self._generation = answer._generation
+        self._request = self._generation.request
         self._text = TextStream(tokenizer, self._request.stop)
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[Logprob] = []
+        self._starts: list[int] = []  # of each of them, where its token begins in the text
         self._prompt_logprobs: tuple[Logprob, ...] = ()
         self._cached = 0
         self._start = self._first = time.perf_counter()
@@ -107,12 +109,12 @@ class _Fold:
         self._token_ids.append(token.token_id)
         if token.logprob is not None:
             self._logprobs.append(token.logprob)
+            self._starts.append(self._text.decoded)
         ends_turn = token.finish_reason == "stop"
         piece = "" if ends_turn else self._text.push(token.token_id)
         if self._text.stopped or token.finish_reason is not None:
             return self._last(piece, token, now)
-        # Log-probabilities wait for the text they belong to, unless nobody asked for text to wait for.
-        if not piece and not self._logprobs and not self._prompt_logprobs:
+        if not piece:  # log-probabilities wait for the text they belong to
             return None
         self._pieces.append(piece)
         return self._event(piece)
@@ -122,12 +124,18 @@ class _Fold:
         self.stopped_early = token.finish_reason is None
         piece += self._text.flush()
         self._pieces.append(piece)
+        if self._text.stopped:  # of a stop string nothing is shown
+            shown = sum(map(len, self._pieces))
+            kept = zip(self._logprobs, self._starts, strict=True)
+            self._logprobs = [logprob for logprob, start in kept if start < shown]
+        began = self._generation.started or self._start
         timings = Timings(
             prefill_tokens=len(self._request.prompt_ids) - self._cached,
-            prefill_s=self._first - self._start,
+            prefill_s=self._first - began,
             decode_tokens=len(self._token_ids) - 1,
             decode_s=now - self._first,
             cached_tokens=self._cached,
+            queue_s=max(0.0, began - self._start),
         )
         completion = Completion(
             text="".join(self._pieces),
@@ -142,5 +150,5 @@ class _Fold:
 
     def _event(self, piece: str, completion: Completion | None = None) -> TextEvent:
         event = TextEvent(piece, completion, tuple(self._logprobs), self._prompt_logprobs)
-        self._logprobs, self._prompt_logprobs = [], ()
+        self._logprobs, self._starts, self._prompt_logprobs = [], [], ()
         return event

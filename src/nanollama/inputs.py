@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from nanollama.errors import UsageError
+from nanollama.errors import ContextOverflowError, UnsupportedError, UsageError
+from nanollama.store.recipe import Recipe
 from nanollama.types import ContextPolicy, Message
 
 Messages = Sequence[Message | Mapping[str, str]]
@@ -12,6 +13,7 @@ MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+_MESSAGE_FIELDS = {"role", "content", "name"}
 
 
 def check_context(n_ctx: int | None, max_context: int, default: int) -> int:
@@ -40,6 +42,16 @@ def check_max_tokens(max_tokens: int | None, n_ctx: int) -> int:
     return min(max_tokens, n_ctx)
 
 
+def check_room(prompt_tokens: int, window: int) -> int:
+    """How many tokens a window has left after a prompt; refuses a prompt that leaves none."""
+    if prompt_tokens >= window:
+        raise ContextOverflowError(
+            f"the prompt has {prompt_tokens} tokens and the context window holds {window}, of which the answer "
+            "needs at least one: shorten it or use a larger context window"
+        )
+    return window - prompt_tokens
+
+
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     """Stop strings as a tuple; a single text counts as one of them."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -55,6 +67,16 @@ def check_policy(policy: ContextPolicy) -> ContextPolicy:
     raise UsageError(f"context_policy is {policy!r}; expected {' or '.join(get_args(ContextPolicy))}")
 
 
+def check_recipe(recipe: Recipe) -> Recipe:
+    """A recipe of which everything can be honoured."""
+    if recipe.adapters:
+        raise UnsupportedError(
+            f"the model has an adapter ({recipe.adapters[0]}), and adapters can't be applied: create it "
+            "without ADAPTER, or merge the adapter into the weights"
+        )
+    return recipe
+
+
 def check_token_ids(token_ids: Sequence[Any], vocab_size: int) -> list[int]:
     """Token ids that are all in the vocabulary."""
     for token_id in token_ids:
@@ -63,8 +85,13 @@ def check_token_ids(token_ids: Sequence[Any], vocab_size: int) -> list[int]:
     return list(token_ids)
 
 
-def conversation(messages: Messages, system: str | None) -> list[Message]:
+def conversation(
+    messages: Messages, system: str | None, own_system: str | None = None, opening: Sequence[Message] = ()
+) -> list[Message]:
     """Messages as Message objects, the system prompt first.
+
+    ``own_system`` is the model's own system prompt, for conversations that have none; ``opening`` are the
+    messages with which all its conversations begin, after the system messages.
 
     Raises:
         UsageError: there are none, or one has no role or no text.
@@ -73,13 +100,17 @@ def conversation(messages: Messages, system: str | None) -> list[Message]:
     turns += [m if isinstance(m, Message) else _message(m, i) for i, m in enumerate(messages)]
     if not turns or turns[-1].role == "system":
         raise UsageError("the conversation has no message to answer; add one with role user")
-    return turns
+    if own_system is not None and turns[0].role != "system":
+        turns.insert(0, Message("system", own_system))
+    first = next(i for i, turn in enumerate(turns) if turn.role != "system")
+    return [*turns[:first], *opening, *turns[first:]]
 
 
 def _message(message: Mapping[str, str], index: int) -> Message:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise UsageError(f"message {index} is {message!r:.80}; expected the two fields role and content")
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise UsageError(f"message {index} has a role or content that is not a text")
-    return Message(role, content)
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message) <= _MESSAGE_FIELDS:
+        raise UsageError(
+            f"message {index} is {message!r:.80}; expected the fields role and content, and perhaps name"
+        )
+    if not all(isinstance(value, str) for value in message.values()):
+        raise UsageError(f"message {index} has a role, content or name that is not a text")
+    return Message(**message)

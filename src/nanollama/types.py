@@ -22,10 +22,11 @@ BACKENDS = ("auto", "native", "torch")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, as the chat template sees it."""
+    """One turn of a conversation, as the chat template sees it. ``name`` says which of several speakers."""
 
     role: str
     content: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,17 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds and token counts of one request. ``prefill_s`` lasts up to the first sampled token."""
+    """Seconds and token counts of one request.
+
+    ``queue_s`` passes before its first step, ``prefill_s`` from there to the first sampled token.
+    """
 
     prefill_tokens: int
     prefill_s: float
     decode_tokens: int
     decode_s: float
     cached_tokens: int = 0
+    queue_s: float = 0.0
 
     @property
     def prefill_tok_s(self) -> float:

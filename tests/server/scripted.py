@@ -10,13 +10,17 @@ import re
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 from nanollama.errors import BackendError, ContextOverflowError, ModelNotFoundError, UsageError
 from nanollama.server.source import Found
 from nanollama.types import Completion, Logprob, TextEvent, Timings
 
 END = 256
+MAX_CONTEXT = 4000
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -151,10 +155,13 @@ class ScriptedLLM:
     """Stands where ``LLM`` does."""
 
     has_template = True
+    own_settings: ClassVar = {"temperature": 0.3}
+    device = "cpu"
 
     def __init__(self, name="scripted", n_ctx=2000):
         self.name = name
         self.n_ctx = n_ctx
+        self.spec = SimpleNamespace(max_context=MAX_CONTEXT)
         self.tokenizer = ByteTokenizer()
         self.engine = ScriptedEngine()
         self.calls = []
@@ -198,12 +205,16 @@ class ScriptedLLM:
         self.closed = True
 
 
+def digest_of(name):
+    return sha256(name.encode()).hexdigest()
+
+
 class ScriptedSource:
     """A store of scripted models; ``loads`` counts, ``load`` may be told to be slow or to fail."""
 
     def __init__(self, names=("scripted",), size=1000):
         self.found = {
-            name: Found(name, name, Path(f"/models/{name}.gguf"), size, 1_700_000_000.0) for name in names
+            name: Found(name, name, Path(f"/models/{name}"), size, 1.7e9, digest_of(name)) for name in names
         }
         self.loads = Counter()
         self.models = {}
@@ -220,10 +231,14 @@ class ScriptedSource:
     def list(self):
         return list(self.found.values())
 
-    def load(self, found):
+    def load(self, found, n_ctx=None):
         self.loads[found.id] += 1
         assert self.hold.wait(10)
         if found.id in self.errors:
             raise self.errors[found.id]
-        model = self.models[found.id] = ScriptedLLM(found.id)
+        if n_ctx is not None and n_ctx > MAX_CONTEXT:
+            raise UsageError(
+                f"the context window asked for is {n_ctx} tokens; this model takes 8 to {MAX_CONTEXT}"
+            )
+        model = self.models[found.id] = ScriptedLLM(found.id, max(n_ctx or 0, 2000))
         return model

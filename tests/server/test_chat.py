@@ -150,7 +150,7 @@ def test_messages_reach_the_model_as_role_and_text(live, client):
     )
     assert live.last_call["prompt"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi Hi "},
+        {"role": "user", "content": "Hi Hi ", "name": "Ada"},
         {"role": "assistant", "content": "Hello."},
         {"role": "user", "content": "Go on."},
     ]

@@ -11,8 +11,9 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as CompletionParams
 
 from nanollama.server.body import parse_object
-from nanollama.server.fields import ChatRequest, CompletionRequest, expected
+from nanollama.server.fields import ChatRequest, CompletionRequest
 from nanollama.server.problems import Problem
+from nanollama.server.tables import expected
 from nanollama.server.unsupported import IGNORED
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

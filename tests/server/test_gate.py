@@ -9,9 +9,10 @@ import pytest
 from nanollama.errors import UsageError
 from nanollama.server.admission import Admission
 from nanollama.server.app import build_routes
-from nanollama.server.auth import PUBLIC_PATHS
-from nanollama.server.problems import Problem
+from nanollama.server.auth import PUBLIC_PATHS, origin_allowed
+from nanollama.server.problems import Problem, speaks_ollama
 from nanollama.server.settings import Limits, ServerSettings
+from nanollama.store.plans import HUB_ONLY
 from server.worlds import World, run
 
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
@@ -135,23 +136,38 @@ KEYED = ServerSettings(api_keys=("sk-one", "sk-two"))
 
 def routes():
     """Every route and method that the application has."""
-    schema = build_routes(World().services).openapi()["paths"]
-    return [
-        (method.upper(), path.replace("{name}", "scripted"))
-        for path, methods in schema.items()
-        for method in methods
-    ]
+    world = World()
+    application = build_routes(world.services, world.store, HUB_ONLY)
+    fill = {"{name:path}": "scripted", "{digest:path}": "sha256:" + "0" * 64}
+    found = []
+    for path, method in all_routes(application.routes):
+        for name, value in fill.items():
+            path = path.replace(name, value)
+        found.append((method, path))
+    return found
+
+
+def all_routes(tree):
+    """Path and method of each route, also of routers within routers."""
+    for route in tree:
+        if hasattr(route, "methods"):
+            yield from ((route.path, method) for method in sorted(route.methods))
+        else:
+            yield from all_routes(route.original_router.routes)
 
 
 def test_all_routes_are_known():
     assert {path for _, path in routes()} == {
         *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/scripted"),
-        *("/tokenize", "/detokenize", "/health", "/version", "/metrics"),
+        *("/tokenize", "/detokenize", "/health", "/version", "/metrics", "/", "/openapi.json"),
+        *("/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/version"),
+        *("/api/pull", "/api/create", "/api/copy", "/api/delete", "/api/blobs/sha256:" + "0" * 64),
+        *("/api/embed", "/api/embeddings", "/api/push"),
     }
     assert frozenset({"/health"}) == PUBLIC_PATHS
 
 
-@pytest.mark.parametrize(("method", "path"), [*routes(), ("GET", "/openapi.json"), ("GET", "/none")])
+@pytest.mark.parametrize(("method", "path"), [*routes(), ("GET", "/none")])
 @pytest.mark.parametrize(
     "key",
     [
@@ -172,7 +188,9 @@ def test_without_the_right_key_nothing_but_health_is_answered(method, path, key)
     if path in PUBLIC_PATHS:
         assert reply.status_code == 200
     else:
-        assert code(reply) == (401, "invalid_api_key")
+        assert reply.status_code == 401
+        if method != "HEAD" and not speaks_ollama(path):
+            assert code(reply) == (401, "invalid_api_key")
         assert reply.headers["www-authenticate"] == "Bearer"
         assert "sk-" not in reply.text
 
@@ -204,7 +222,7 @@ def test_another_spelling_of_a_path_needs_the_key_as_well(path):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/health", 405),
         ("GET", "/v1/nothing", 404),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models/scripted", 405),
@@ -368,3 +386,20 @@ def test_a_large_reply_in_the_test_client_is_complete():
     reply = ask(World(), "POST", "/v1/completions", json=body)
     assert isinstance(reply, httpx.Response)
     assert len(reply.json()["choices"][0]["text"]) == 500
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "is_allowed"),
+    [
+        ("https://a.example", "https://a.example", True),
+        ("https://a.example", "https://axexample", False),
+        ("https://*.example", "https://b.c.example", True),
+        ("https://*.example", "https://evil.com/.example", False),
+        ("chrome-extension://*", "chrome-extension://abcdef", True),
+        ("chrome-extension://*", "https://chrome-extension", False),
+        ("http://*:3000", "http://box:3000", True),
+        ("*", "https://anything.example", True),
+    ],
+)
+def test_an_allowed_origin_may_be_a_pattern(allowed, origin, is_allowed):
+    assert origin_allowed(origin, ServerSettings(origins=(allowed,))) == is_allowed

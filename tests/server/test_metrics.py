@@ -45,7 +45,7 @@ def test_requests_tokens_and_times_are_counted():
     assert found["nanollama_tokens_total", ("kind", "generated")] == 20
     assert found["nanollama_tokens_total", ("kind", "prompt")] == 32
     assert found["nanollama_time_to_first_token_seconds_count",] == 2
-    assert found["nanollama_queue_seconds_count",] == 3
+    assert found["nanollama_queue_seconds_count",] == 4
     assert found["nanollama_time_per_token_seconds_count",] == 4
     assert found["nanollama_running", ("model", "scripted")] == 0
     assert found["nanollama_engine_up", ("model", "scripted")] == 1

@@ -20,7 +20,7 @@ def make(source=None, **options):
 
 
 def resident(pool):
-    return sorted(name for name, _ in pool.residents())
+    return sorted(each.found.id for each in pool.residents())
 
 
 async def touch(pool, name):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import httpx
+import ollama
 import openai
 import pytest
 
@@ -14,7 +15,16 @@ from nanollama.cli.main import Parser
 from nanollama.cli.options import Expected
 from nanollama.cli.serve import add_serve_parser, announce, duration, serve_command, serve_settings
 from nanollama.errors import ModelNotFoundError, UsageError
+from nanollama.server.environment import VARIABLES
 from nanollama.server.settings import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    """What the machine's environment sets is not part of these tests."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable.name, raising=False)
+        monkeypatch.delenv(variable.ollama, raising=False)
 
 
 def settings_of(*argv):
@@ -38,7 +48,8 @@ def test_every_flag_arrives(monkeypatch):
     words = (
         "smollm2 --host 0.0.0.0 --port 9 --api-key k1 --api-key k2 --max-seqs 4 --max-queue 0 --keep-alive 2h"
     )
-    words += " --ctx 512 --dtype float16 --allow-host box --allow-origin https://a.example --insecure"
+    words += " --max-models 2 --ctx 512 --dtype float16 --allow-host box --allow-origin https://a.example"
+    words += " --insecure"
     assert settings_of(*words.split()) == ServerSettings(
         model="smollm2",
         host="0.0.0.0",
@@ -47,11 +58,35 @@ def test_every_flag_arrives(monkeypatch):
         insecure=True,
         max_seqs=4,
         max_queue=0,
+        max_models=2,
         keep_alive_s=7200.0,
         loading={"n_ctx": 512, "dtype": "float16"},
         hosts=("box",),
         origins=("https://a.example",),
     )
+
+
+def test_a_variable_sets_what_no_flag_sets(monkeypatch):
+    for name, value in (
+        ("OLLAMA_HOST", "127.0.0.1"),
+        ("OLLAMA_KEEP_ALIVE", "-1"),
+        ("OLLAMA_ORIGINS", "app://*,https://a.example"),
+        ("OLLAMA_CONTEXT_LENGTH", "1024"),
+        ("OLLAMA_MAX_QUEUE", "7"),
+    ):
+        monkeypatch.setenv(name, value)
+    settings = settings_of()
+    assert (settings.port, settings.keep_alive_s, settings.max_queue) == (11434, None, 7)
+    assert settings.loading == {"n_ctx": 1024}
+    assert settings.origins == ("app://*", "https://a.example")
+    flagged = settings_of("--port", "1", "--ctx", "64", "--allow-origin", "https://b.example")
+    assert (flagged.port, flagged.loading, flagged.origins) == (1, {"n_ctx": 64}, ("https://b.example",))
+
+
+def test_a_variable_that_opens_the_server_needs_a_key_as_well(monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0")
+    with pytest.raises(UsageError, match="--api-key"):
+        settings_of()
 
 
 @pytest.mark.parametrize(
@@ -94,16 +129,17 @@ def test_forever_is_for_ever():
 @pytest.mark.parametrize(
     ("host", "lines"),
     [
-        ("127.0.0.1", ["http://127.0.0.1:8000", "http://localhost:8000/v1/chat/completions"]),
-        ("::1", ["http://[::1]:8000", "http://localhost:8000/v1/chat/completions"]),
-        ("0.0.0.0", ["http://0.0.0.0:8000", "http://0.0.0.0:8000/v1/chat/completions"]),
+        ("127.0.0.1", ["http://127.0.0.1:8000", "http://localhost:8000"]),
+        ("::1", ["http://[::1]:8000", "http://localhost:8000"]),
+        ("0.0.0.0", ["http://0.0.0.0:8000", "http://0.0.0.0:8000"]),
     ],
 )
 def test_it_says_where_it_is(capsys, host, lines):
     announce(ServerSettings(host=host, insecure=True), 8000)
     assert capsys.readouterr().out.splitlines() == [
         f"Starting server on {lines[0]}",
-        f"OpenAI-compatible API: {lines[1]}",
+        f"OpenAI-compatible API: {lines[1]}/v1/chat/completions",
+        f"Ollama-compatible API: {lines[1]}/api/chat",
     ]
 
 
@@ -148,7 +184,7 @@ def program(smollm2_path):
     """The program with a real model, on a port of its own."""
     command = [sys.executable, "-c", SCRIPT, str(smollm2_path), "--port", "0", "--ctx", "512"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
-        lines = [server.stdout.readline() for _ in range(2)]
+        lines = [server.stdout.readline() for _ in range(3)]
         assert lines[0].startswith("Starting server on http://127.0.0.1:")
         assert lines[1].startswith("OpenAI-compatible API: http://localhost:")
         yield lines[0].split()[-1]
@@ -221,3 +257,47 @@ def test_real_token_ids_are_checked_against_the_vocabulary(real):
         real.completions.create(model=MODEL, prompt=[10**6])
     with pytest.raises(openai.BadRequestError):
         real.chat.completions.create(model=MODEL, messages=QUESTION, logit_bias={"1000000": 1})
+
+
+@pytest.fixture(scope="module")
+def llama(program):
+    with ollama.Client(host=program, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.model
+def test_a_real_model_answers_ollamas_client_the_same_streamed_and_whole(llama):
+    options = {"num_predict": 12, "seed": 3, "temperature": 0.7, "num_ctx": 128}
+    whole = llama.chat(MODEL, QUESTION, options=options)
+    parts = list(llama.chat(MODEL, QUESTION, options=options, stream=True))
+    assert "".join(part.message.content for part in parts) == whole.message.content != ""
+    assert whole.prompt_eval_duration > 0
+    assert whole.eval_count == parts[-1].eval_count
+    (running,) = llama.ps().models
+    assert running.context_length == 512
+
+
+@pytest.mark.model
+def test_a_real_model_goes_on_from_a_context(llama):
+    first = llama.generate(MODEL, "My name is Ada.", options={"num_predict": 8})
+    again = llama.generate(MODEL, "What is my name?", context=first.context, options={"num_predict": 8})
+    assert again.prompt_eval_count > first.prompt_eval_count
+    assert again.context[: len(first.context)] == first.context
+
+
+@pytest.mark.model
+def test_a_real_window_may_be_narrower_and_what_it_drops_is_told(program, llama):
+    turns = [{"role": "user", "content": "The sea is wide. " * 8}, {"role": "assistant", "content": "Yes."}]
+    body = {"model": MODEL, "messages": [*turns, *turns, *QUESTION], "stream": False}
+    body["options"] = {"num_ctx": 100, "num_predict": 4}
+    assert httpx.post(f"{program}/api/chat", json=body, timeout=60).json()["dropped_messages"] >= 2
+    with pytest.raises(ollama.ResponseError, match="takes at most"):
+        llama.chat(MODEL, QUESTION, options={"num_ctx": 10**6})
+
+
+@pytest.mark.model
+def test_a_real_model_is_shown(llama):
+    shown = llama.show(MODEL)
+    assert shown.modelinfo["general.architecture"] == "llama"
+    assert shown.details.parameter_size == "134.52M"
+    assert "im_start" in shown.template

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 import threading
 import time
+import weakref
+from pathlib import Path
 
 import httpx
+import ollama
 import openai
 
 from nanollama.server.app import build_app
@@ -13,19 +18,30 @@ from nanollama.server.listen import Listener
 from nanollama.server.pool import ModelPool
 from nanollama.server.services import make_services
 from nanollama.server.settings import Limits, ServerSettings
+from nanollama.store.plans import HUB_ONLY
+from nanollama.store.store import Store
 from server.scripted import ScriptedSource
 
 
 class World:
     """A server's parts within reach of a test."""
 
-    def __init__(self, settings=None, limits=None, source=None, served=None, **pool):
+    def __init__(
+        self, settings=None, limits=None, source=None, served=None, store=None, hosts=HUB_ONLY, **pool
+    ):
         self.settings = settings or ServerSettings(port=0)
         self.limits = limits or Limits()
         self.source = source or ScriptedSource()
         self.pool = ModelPool(self.source, self.source.load, served=served, **pool)
         self.services = make_services(self.settings, self.limits, self.pool)
-        self.app = build_app(self.services)
+        self.store = store or self._empty_store()
+        self.app = build_app(self.services, self.store, hosts)
+
+    def _empty_store(self):
+        """A store of its own: no test changes the models of this machine."""
+        folder = tempfile.mkdtemp(prefix="nanollama-test-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Store(Path(folder) / "models")
 
     @property
     def llm(self):
@@ -61,6 +77,7 @@ class World:
             finally:
                 await self.pool.close()
                 self.services.renderers.shutdown(wait=False)
+                self.services.workers.shutdown(wait=False)
 
     async def settled(self):
         """Wait until everything was given back; fail if something is kept."""
@@ -101,6 +118,10 @@ class LiveServer(World):
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    def ollama(self, kind=ollama.Client, **options):
+        """Ollama's own client of this server."""
+        return kind(host=self.url, timeout=20, **options)
 
     def openai(self, **options):
         return openai.OpenAI(

@@ -225,6 +225,7 @@ class Engine:
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
+        self._mark_started(plan)
         try:
             sampled = self._runner.run(plan)
         except Exception as error:
@@ -239,6 +240,14 @@ class Engine:
                 self._end(request_id, result.error)
         self._scheduler.complete(plan, tokens)
         self._deliver(plan, sampled)
+
+    def _mark_started(self, plan: StepPlan) -> None:
+        """Note when requests leave the queue; one that was preempted left it before."""
+        now = time.perf_counter()
+        for scheduled in plan.scheduled:
+            generation = self._generations.get(scheduled.sequence.id)
+            if generation is not None and generation.started is None:
+                generation.started = now
 
     def _deliver(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> None:
         for scheduled in plan.scheduled:

@@ -24,6 +24,7 @@ class Generation:
         self.request = request
         self.state: State = "queued"
         self.done_tokens = 0
+        self.started: float | None = None  # when its first step began, by time.perf_counter
         self._abort = abort
         self._events: deque[TokenEvent | NanollamaError | None] = deque()
         self._changed = threading.Condition()

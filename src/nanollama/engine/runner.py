@@ -6,6 +6,7 @@ result depends on the other rows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from nanollama.engine.scheduler import ScheduledSequence, StepPlan
 from nanollama.engine.sequence import Sequence
 from nanollama.errors import BackendError, NanollamaError
 from nanollama.sampling.processors import Logits, apply_bias
-from nanollama.sampling.sampler import sample
+from nanollama.sampling.sampler import sample, takes_likeliest
 from nanollama.types import Logprob
 
 
@@ -38,6 +39,8 @@ class Runner:
     def run(self, plan: StepPlan) -> Mapping[int, Sampled]:
         """Run one step; the samples by sequence id."""
         batch, rows = _model_input(plan)
+        if all(map(_is_greedy, plan.scheduled)):
+            return self._likeliest(plan, batch)
         logits = self.backend.step(batch)
         sampled: dict[int, Sampled] = {}
         for scheduled, (first, last) in zip(plan.scheduled, rows, strict=True):
@@ -47,6 +50,15 @@ class Runner:
             if scheduled.wants_logits:
                 sampled[sequence.id] = _sampled(sequence, logits[last - 1])
         return sampled
+
+    def _likeliest(self, plan: StepPlan, batch: ModelInput) -> Mapping[int, Sampled]:
+        """The samples where nobody looks at the logits, which then need not leave the device."""
+        wanting = [scheduled.sequence.id for scheduled in plan.scheduled if scheduled.wants_logits]
+        token_ids, logits = self.backend.greedy(batch)
+        return {
+            sequence_id: Sampled(token_id) if isfinite(logit) else Sampled(-1, error=_not_a_number())
+            for sequence_id, token_id, logit in zip(wanting, token_ids.tolist(), logits.tolist(), strict=True)
+        }
 
     def take_prompt_logprobs(self, sequence: Sequence) -> tuple[Logprob, ...]:
         """The log-probabilities of the prompt's tokens but the first; known once the prompt has run."""
@@ -95,6 +107,17 @@ def _model_input(plan: StepPlan) -> tuple[ModelInput, list[tuple[int, int]]]:
     return ModelInput(tuple(token_ids), tuple(sequences), tuple(logit_rows)), ranges
 
 
+def _is_greedy(scheduled: ScheduledSequence) -> bool:
+    """Whether a sequence's next token is the likeliest one, and nothing else is asked of its logits."""
+    request = scheduled.sequence.request
+    looks = (request.logprobs, request.prompt_logprobs) != (None, None) or request.min_tokens
+    return not looks and takes_likeliest(request.sampling)
+
+
+def _not_a_number() -> BackendError:
+    return BackendError("the model's output is not a number; try --dtype float32, and check the model file")
+
+
 def _wanted_rows(scheduled: ScheduledSequence) -> int:
     if scheduled.sequence.request.prompt_logprobs is not None:
         return scheduled.n_new
@@ -106,9 +129,7 @@ def _sampled(sequence: Sequence, logits: Logits) -> Sampled:
     request = sequence.request
     try:
         if not np.isfinite(logits.max()):
-            raise BackendError(
-                "the model's output is not a number; try --dtype float32, and check the model file"
-            )
+            raise _not_a_number()
         choosable = logits
         if sequence.n_generated < request.min_tokens and request.stop_ids:
             choosable = apply_bias(logits, dict.fromkeys(request.stop_ids, float("-inf")))

@@ -1,15 +1,14 @@
-"""Between a request and its chunks: a checked request in, running answers out; their events in, chunks out.
+"""OpenAI's jobs: a checked request in, running answers out; their events in, chunks out."""
 
-Plain functions of what the engine says; who waits for it, and for how long, is decided in
-:mod:`nanollama.server.generation`.
-"""
-
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from nanollama.errors import ContextOverflowError, NanollamaError
 from nanollama.server.fields import ChatRequest, CompletionRequest
-from nanollama.server.problems import JSON
+from nanollama.server.jobs import Keep, Opened
+from nanollama.server.problems import JSON, invalid
 from nanollama.server.wire import ChatWire, CompletionWire, fold_chat, fold_completion, usage_of
 from nanollama.types import Completion, Logprob, TextEvent
 
@@ -17,6 +16,48 @@ if TYPE_CHECKING:
     from nanollama.answer import Answer
     from nanollama.llm import LLM
     from nanollama.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIJob:
+    """A request of OpenAI's API; see :class:`nanollama.server.jobs.Job`."""
+
+    request: ChatRequest | CompletionRequest
+    keep: Keep | None = None
+    n_ctx: int | None = None
+
+    @property
+    def model(self) -> str:
+        return self.request.model
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.request.stream)
+
+    @property
+    def choices(self) -> int:
+        return self.request.choices
+
+    def start(self, llm: "LLM", salt: str) -> "list[Answer]":
+        return start_answers(llm, self.request, salt)
+
+    def explain(self, error: NanollamaError) -> Exception:
+        if not isinstance(error, ContextOverflowError):
+            return error
+        where = "messages" if isinstance(self.request, ChatRequest) else "prompt"
+        return invalid(str(error), where, "context_length_exceeded")
+
+    def reply(self, opened: Opened) -> "Chunker":
+        chat = isinstance(self.request, ChatRequest)
+        wire = (ChatWire if chat else CompletionWire)(
+            id=("chatcmpl-" if chat else "cmpl-") + opened.id.removeprefix("req_"),
+            model=self.request.model,
+            created=int(time.time()),
+            fingerprint=f"fp_{opened.version}",
+            tokens=opened.llm.tokenizer,
+            includes_usage=self.request.includes_usage,
+        )
+        return Chunker(self.request, wire, opened.llm.tokenizer, opened.prompt_ids)
 
 
 def start_answers(llm: "LLM", request: ChatRequest | CompletionRequest, salt: str) -> "list[Answer]":

@@ -10,13 +10,16 @@ from starlette.types import ASGIApp
 
 from nanollama.errors import NanollamaError
 from nanollama.server.gate import Gate
+from nanollama.server.ollama.routes import ollama_routes
 from nanollama.server.openai import openai_routes
-from nanollama.server.problems import Problem, problem_of
+from nanollama.server.problems import Problem, problem_of, refusal
 from nanollama.server.responses import JsonReply
 from nanollama.server.services import Services
+from nanollama.store.plans import HUB_ONLY, Hosts
+from nanollama.store.store import Store
 
 
-def build_routes(services: Services) -> FastAPI:
+def build_routes(services: Services, store: Store, hosts: Hosts) -> FastAPI:
     """All routes, without the gate."""
 
     @asynccontextmanager
@@ -24,7 +27,8 @@ def build_routes(services: Services) -> FastAPI:
         services.pool.preload()
         yield
         await services.pool.close()
-        services.renderers.shutdown(wait=False, cancel_futures=True)
+        for threads in (services.renderers, services.workers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="nanollama",
@@ -35,6 +39,7 @@ def build_routes(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(openai_routes(services))
+    app.include_router(ollama_routes(services, store, hosts))
     for kind in (Problem, NanollamaError, HTTPException, Exception):
         app.add_exception_handler(kind, _failed)
 
@@ -57,15 +62,17 @@ def build_routes(services: Services) -> FastAPI:
     return app
 
 
-def build_app(services: Services) -> ASGIApp:
-    """The whole application."""
-    return Gate(build_routes(services), services)
+def build_app(services: Services, store: Store | None = None, hosts: Hosts = HUB_ONLY) -> ASGIApp:
+    """The whole application. Requests change the models of ``store``, and pull from ``hosts``."""
+    return Gate(build_routes(services, store or Store(), hosts), services)
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         problem = Problem(error.status_code, f"{error.detail}: there is no such route or method.", code)
-        return JsonReply(problem.body(), status_code=problem.status, headers=error.headers)
+        status, body = refusal(problem, request.url.path)
+        return JsonReply(body, status_code=status, headers=error.headers)
     problem = problem_of(error)
-    return JsonReply(problem.body(), status_code=problem.status, headers=problem.headers())
+    status, body = refusal(problem, request.url.path)
+    return JsonReply(body, status_code=status, headers=problem.headers())

@@ -53,10 +53,18 @@ def host_allowed(values: Sequence[bytes], settings: ServerSettings) -> bool:
 
 def origin_allowed(origin: str, settings: ServerSettings) -> bool:
     """Whether a page may call: one of this machine, or one that the settings name."""
-    if origin in settings.origins:
+    if any(_matches(origin, allowed) for allowed in settings.origins):
         return True
     host = _host_of(origin)
     return host is not None and origin.startswith(("http://", "https://")) and is_local_name(host)
+
+
+def _matches(origin: str, allowed: str) -> bool:
+    """Whether ``origin`` is the one allowed; ``*`` in it stands for anything but a slash, alone for all."""
+    if allowed == "*":
+        return True
+    pattern = "[^/]*".join(map(re.escape, allowed.split("*")))
+    return re.fullmatch(pattern, origin) is not None
 
 
 def _host_of(url: str) -> str | None:

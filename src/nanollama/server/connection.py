@@ -11,6 +11,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nanollama.server.gate import UPLOADS
 from nanollama.server.problems import Problem, unavailable
 from nanollama.server.settings import Limits
 
@@ -41,6 +42,8 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             self._expect("", 0)
         elif self.conn.their_state is h11.SEND_BODY:
+            if self.scope is not None and self.scope["path"].startswith(UPLOADS):
+                self._expect("", 0)  # a file may take its time, as long as something comes
             self._expect("body", self.limits.body_s)
         elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._expect("headers", self.limits.header_s)

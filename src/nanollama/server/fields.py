@@ -1,20 +1,17 @@
 """Every field of OpenAI's requests in one table: JSON in, a checked request or a refusal by name out.
 
-A field is supported (it stands in a class below), ignored because nothing depends on it, or refused.
-``docs/reference/openai.md`` and the OpenAPI page are made from this table.
+``docs/reference/openai.md`` and the OpenAPI page are made from this table; see `tables.py`.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from nanollama.server.body import shown
 from nanollama.server.messages import MESSAGES_SCHEMA, read_messages
-from nanollama.server.problems import JSON, invalid
+from nanollama.server.problems import invalid
+from nanollama.server.tables import MAX_TOKENS, Body, Expects
 from nanollama.server.unsupported import IGNORED, REFUSED_CHAT, REFUSED_COMPLETION, Refused
 from nanollama.types import ContextPolicy
 
@@ -22,7 +19,6 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
-MAX_TOKENS = 2**31 - 1
 SEED_BITS = 63
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
@@ -36,13 +32,6 @@ SHADOWING = frozenset(
 """Names that a chat template gets from the server; a request can't replace them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expects:
-    """How the values of a field are described, where its type doesn't say it."""
-
-    text: str
-
-
 class StreamOptions(BaseModel):
     """``stream_options``."""
 
@@ -51,11 +40,9 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class Generating(BaseModel):
+class Generating(Body):
     """What chats and completions have in common. What is ``None`` comes from the model's own settings."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-    refused: ClassVar[Mapping[str, Refused]] = {}
     ignored: ClassVar[Mapping[str, str]] = IGNORED
 
     model: Annotated[
@@ -118,38 +105,6 @@ class Generating(BaseModel):
         Expects(" or ".join(get_args(ContextPolicy))),
     ] = None
 
-    @classmethod
-    def read(cls, given: JSON) -> Self:
-        """The checked request. Raises ``Problem``, which names the field."""
-        kept = {}
-        for name, value in given.items():
-            if name in cls.model_fields:
-                kept[name] = value
-            elif refused := cls.refused.get(name):
-                if value is not None and not any(_same(value, harmless) for harmless in refused.harmless):
-                    raise invalid(
-                        f"Unsupported parameter: {name} can't be honoured, because {refused.why}.",
-                        name,
-                        "unsupported_parameter",
-                    )
-            elif name not in cls.ignored:
-                close = get_close_matches(name[:60], [*cls.model_fields, *cls.refused], n=1)
-                hint = f" Did you mean {close[0]}?" if close else ""
-                raise invalid(f"Unknown parameter: {shown(name)}.{hint}", name[:60], "unknown_parameter")
-        try:
-            request = cls.model_validate(kept)
-        except ValidationError as error:
-            name = str(
-                error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"][0]
-            )
-            if name not in kept:
-                raise invalid(f"{name} is missing.", name, "missing_required_parameter") from None
-            raise invalid(
-                f"{name} is {brief(kept[name])}; expected {expected(cls, name)}.", name, "invalid_value"
-            ) from None
-        request.check_together()
-        return request
-
     @property
     def choices(self) -> int:
         """How many answers are asked for."""
@@ -191,7 +146,6 @@ class Generating(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
     def check_together(self) -> None:
-        """Refuse values that are right alone but not together."""
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options is only allowed together with stream.", "stream_options")
         limit = self.token_limit
@@ -311,34 +265,3 @@ class CompletionRequest(Generating):
             raise invalid(
                 "context_policy drop_oldest needs messages; a prompt has no turns.", "context_policy"
             )
-
-
-def expected(request: type[BaseModel], name: str) -> str:
-    """The values that a field takes, in words."""
-    field = request.model_fields[name]
-    low = high = None
-    for item in field.metadata:
-        if isinstance(item, Expects):
-            return item.text
-        low, high = getattr(item, "ge", low), getattr(item, "le", high)
-    kinds = str(field.annotation)
-    if "bool" in kinds:
-        return "true or false"
-    if "int" in kinds or "float" in kinds:
-        kind = "a whole number" if "int" in kinds else "a number"
-        return f"{kind} of at least {low:g}" if high == MAX_TOKENS else f"{kind} from {low:g} to {high:g}"
-    return "a text"
-
-
-def _same(value: object, other: object) -> bool:
-    """Equal, and of one type: ``True`` is not 1."""
-    return type(value) is type(other) and value == other
-
-
-def brief(value: object) -> str:
-    """A value as it may be quoted back."""
-    if isinstance(value, str):
-        return shown(value)
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    return shown(json.dumps(value)).strip("'")

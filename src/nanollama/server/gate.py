@@ -17,13 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanollama.server.auth import PUBLIC_PATHS, host_allowed, origin_allowed
 from nanollama.server.metrics import outcome_of
-from nanollama.server.problems import Problem, problem_of, shutting_down
+from nanollama.server.problems import Problem, problem_of, refusal, shutting_down
 from nanollama.server.services import Call, Services
 
 log = logging.getLogger("nanollama.server")
 
-GENERATES = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate"})
 """What needs a ticket."""
+
+UPLOADS = "/api/blobs/"
+"""Below here a body is a file, which the handler reads piece by piece; it may be of any size."""
 
 WHILE_DRAINING = frozenset({"/health", "/metrics"})
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,64}(, ?[A-Za-z0-9-]{1,64}){0,63}", re.ASCII)
@@ -98,8 +101,11 @@ class Passage:
         admission = self._services.admission
         if admission.draining and path not in WHILE_DRAINING:
             raise shutting_down()
-        if method == "POST":
-            if path in GENERATES:
+        if path.startswith(UPLOADS):
+            self._scope.setdefault("state", {})["call"] = self._call
+            return await self._app(self._scope, self._receive, self._sender)
+        if method in ("POST", "DELETE"):
+            if path in GENERATES and method == "POST":
                 self._call.ticket = admission.enter()
             self._call.body = await self._read_body()
         await self._handle()
@@ -119,7 +125,7 @@ class Passage:
         wanted = (self._first(b"access-control-request-headers") or b"").decode("latin-1")
         names = wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type"
         headers = [
-            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
             (b"access-control-allow-headers", names.encode()),
             (b"access-control-max-age", b"600"),
         ]
@@ -181,14 +187,15 @@ class Passage:
             if not self._complete:
                 self._abort_connection()
             return
-        body = json.dumps(problem.body()).encode()
+        status, told = refusal(problem, self._scope["path"])
+        body = json.dumps(told).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in problem.headers().items()]
         length = self._first(b"content-length")
         unread = not self._call.body and (self._all(b"transfer-encoding") or len(length or b"") > 6)
         if unread or self._services.admission.draining:
             headers.append((b"connection", b"close"))
-        await self._sender({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await self._sender({"type": "http.response.start", "status": status, "headers": headers})
         body = b"" if self._scope["method"] == "HEAD" else body
         await self._sender({"type": "http.response.body", "body": body, "more_body": True})
         if unread:

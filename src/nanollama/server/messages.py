@@ -14,7 +14,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 """Role of a request -> role in the chat template."""
 
 MESSAGE_FIELDS = frozenset({"role", "content", "name"})
-"""``name`` is checked and left out: chat templates have no place for it."""
+"""``name`` goes to the chat template, where some have a place for it."""
 
 EMPTY_FIELDS = frozenset(
     {"annotations", "audio", "function_call", "reasoning_content", "refusal", "tool_calls"}
@@ -74,9 +74,11 @@ def _message(value: Any, where: str) -> dict[str, str]:
             raise invalid(f"Unknown field {shown(name)} in {where}.", where, "unknown_parameter")
         if value[name]:
             raise _unsupported(f"{where}.{name}", f"{name} in a message is not supported.")
+    message = {"role": ROLES[role], "content": _content(value.get("content"), f"{where}.content")}
     if value.get("name") is not None:
         _check_name(value["name"], f"{where}.name")
-    return {"role": ROLES[role], "content": _content(value.get("content"), f"{where}.content")}
+        message["name"] = value["name"]
+    return message
 
 
 def _content(value: Any, where: str) -> str:

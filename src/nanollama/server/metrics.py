@@ -3,7 +3,7 @@
 Labels come from fixed lists and from the models in memory, so that no client can make their number grow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from nanollama.types import Completion
 
 if TYPE_CHECKING:
-    from nanollama.llm import LLM
+    from nanollama.server.pool import Resident
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -25,23 +25,22 @@ OUTCOMES = {400: "invalid", 401: "unauthorized", 403: "forbidden", 404: "not_fou
 """Status -> outcome; other 4xx are ``invalid``, other 5xx are ``error``."""
 
 ENDPOINTS = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/models",
-        "/tokenize",
-        "/detokenize",
-        "/health",
-        "/version",
+    {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize"}
+    | {"/", "/health", "/version", "/metrics"}
+    | {
+        "/api/" + name
+        for name in ("generate", "chat", "embed", "embeddings", "tags", "show", "ps", "version")
     }
-    | {"/metrics"}
+    | {"/api/" + name for name in ("pull", "push", "create", "copy", "delete", "blobs")}
 )
+PREFIXES = ("/v1/models/", "/api/blobs/")
+"""Paths that end in a name or digest count as one endpoint."""
 
 
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self, residents: Callable[[], list[tuple[str, "LLM"]]]) -> None:
+    def __init__(self, residents: Callable[[], "Sequence[Resident]"]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(EngineCollector(residents))
         self.requests = Counter(
@@ -51,7 +50,7 @@ class Metrics:
             registry=self.registry,
         )
         self.queue_s = self._seconds(
-            "nanollama_queue_seconds", "From arrival until the engine has the request."
+            "nanollama_queue_seconds", "From the engine's taking a request to its first step."
         )
         self.first_s = self._seconds(
             "nanollama_time_to_first_token_seconds", "From arrival to the first text."
@@ -71,12 +70,13 @@ class Metrics:
 
     def ended(self, path: str, outcome: str) -> None:
         """One request ended."""
-        endpoint = "/v1/models" if path.startswith("/v1/models/") else path
+        endpoint = next((prefix.rstrip("/") for prefix in PREFIXES if path.startswith(prefix)), path)
         self.requests.labels(endpoint if endpoint in ENDPOINTS else "other", outcome).inc()
 
     def answered(self, completion: Completion) -> None:
         """One answer is complete."""
         timings = completion.timings
+        self.queue_s.observe(timings.queue_s)
         self.tokens.labels("prompt").inc(completion.prompt_tokens)
         self.tokens.labels("cached").inc(timings.cached_tokens)
         self.tokens.labels("generated").inc(len(completion.token_ids))
@@ -97,7 +97,7 @@ def outcome_of(status: int) -> str:
 class EngineCollector(Collector):
     """The engines' own numbers, read when they are asked for."""
 
-    def __init__(self, residents: Callable[[], list[tuple[str, "LLM"]]]) -> None:
+    def __init__(self, residents: Callable[[], "Sequence[Resident]"]) -> None:
         self._residents = residents
 
     def collect(self) -> Iterator[Metric]:
@@ -118,8 +118,10 @@ class EngineCollector(Collector):
                 ("prefix_query_tokens", "Prompt tokens looked up in the cache."),
             )
         }
-        for model_id, llm in self._residents():
-            stats, label = llm.engine.stats(), [model_id]
+        # A model that is being loaded anew is there twice; its label can be only once.
+        newest = {each.found.id: each for each in reversed(self._residents())}
+        for resident in newest.values():
+            stats, label = resident.llm.engine.stats(), [resident.found.id]
             gauges["running"].add_metric(label, stats.running)
             gauges["waiting"].add_metric(label, stats.waiting)
             gauges["cache_used_ratio"].add_metric(label, stats.blocks_used / max(1, stats.blocks_total))

@@ -1,21 +1,24 @@
 """Models in memory: a name in, a loaded ``LLM`` out, for as long as someone holds a lease on it.
 
 A model is loaded once however many ask for it, in a thread; loads follow one another. What nobody holds goes
-when it has been idle for long enough, or least recently used first when a new model needs its place.
+when it has been idle for as long as was asked, or least recently used first when a new model needs its place.
+Who needs a wider context window than a model was loaded with waits until nobody uses it, and has it loaded
+again; who needs a narrower one uses a part of it.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nanollama.errors import ModelNotFoundError, NanollamaError
-from nanollama.server.problems import Problem, unavailable
+from nanollama.errors import ModelNotFoundError, NanollamaError, UsageError
+from nanollama.server.jobs import Keep
+from nanollama.server.problems import Problem, invalid, unavailable
 from nanollama.server.source import Found, ModelSource
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ LOAD_FACTOR = 1.1
 """Memory that a model needs for each byte of its file: its weights are mapped and packed once."""
 
 State = Literal["ok", "loading", "failed"]
+Key = tuple[Path, str]
 
 
 @dataclass(slots=True)
@@ -38,10 +42,19 @@ class Resident:
 
     found: Found
     llm: "LLM"
-    stays: bool
+    keep_s: float | None
     leases: int = 0
     used: float = field(default_factory=time.monotonic)
     timer: asyncio.TimerHandle | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def expires_s(self) -> float | None:
+        """Seconds until it goes if nobody uses it; ``None`` if it stays."""
+        if self.keep_s is None:
+            return None
+        begun = time.monotonic() if self.leases else self.used
+        return begun + self.keep_s - time.monotonic()
 
 
 class ModelPool:
@@ -50,7 +63,7 @@ class ModelPool:
     def __init__(
         self,
         source: ModelSource,
-        load: Callable[[Found], "LLM"],
+        load: "Callable[[Found, int | None], LLM]",
         *,
         served: str | None = None,
         max_models: int = 4,
@@ -63,9 +76,11 @@ class ModelPool:
         self._max_models = max_models
         self._keep_alive_s = keep_alive_s
         self._free_bytes = free_bytes
-        self._residents: dict[Path, Resident] = {}
-        self._loading: dict[Path, asyncio.Task[Resident]] = {}
-        self._failures: dict[Path, tuple[float, Problem]] = {}
+        self._residents: dict[Key, Resident] = {}
+        self._leaving: list[Resident] = []
+        self._loading: dict[Key, asyncio.Task[Resident]] = {}
+        self._failures: dict[Key, tuple[float, Problem]] = {}
+        self._chores: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
         self._threads = ThreadPoolExecutor(1, "load")
         self._preload: asyncio.Task[None] | None = None
@@ -92,21 +107,28 @@ class ModelPool:
             return "loading"
         return "ok" if all(each.llm.engine.stats().alive for each in self._residents.values()) else "failed"
 
-    def residents(self) -> list[tuple[str, "LLM"]]:
-        """Ids and models in memory."""
-        return [(each.found.id, each.llm) for each in self._residents.values()]
+    def residents(self) -> list[Resident]:
+        """What is in memory, latest used first, and last what leaves as soon as nobody uses it."""
+        staying = sorted(self._residents.values(), key=lambda each: each.used, reverse=True)
+        return [*staying, *self._leaving]
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator["LLM"]:
+    async def lease(
+        self, name: str, *, keep: Keep | None = None, n_ctx: int | None = None
+    ) -> AsyncIterator["LLM"]:
         """The model called ``name``, loaded if need be, which stays in memory until the lease ends.
+
+        From then on it is kept as ``keep`` says, or as it was before. Its window holds ``n_ctx`` tokens.
 
         Raises:
             ModelNotFoundError: there is none of that name on this machine.
-            Problem: it can't be loaded, or there is no room for it (503).
+            Problem: it can't be loaded, or has no room (503), or its window can't be so wide (400).
         """
         found = await asyncio.to_thread(self.source.find, name)
-        resident = self._residents.get(found.path) or await self._loaded(found)
+        resident = await self._resident(found, n_ctx)
         resident.leases += 1
+        if keep is not None:
+            resident.keep_s = keep.seconds
         if resident.timer is not None:
             resident.timer.cancel()
             resident.timer = None
@@ -115,36 +137,87 @@ class ModelPool:
         finally:
             resident.leases -= 1
             resident.used = time.monotonic()
-            self._expire_later(resident)
+            if self._residents.get(found.key) is resident:
+                self._expire_later(resident)
+            elif not resident.leases:
+                self._soon(self._close(resident))
 
-    async def _loaded(self, found: Found) -> Resident:
-        failed = self._failures.get(found.path)
+    async def unload(self, name: str) -> None:
+        """Take the model called ``name`` out of memory, when nobody uses it any more.
+
+        Raises:
+            ModelNotFoundError: there is none of that name on this machine.
+        """
+        found = await asyncio.to_thread(self.source.find, name)
+        if (resident := self._residents.get(found.key)) is not None:
+            await self._retire(resident)
+
+    async def forget(self, found: Found) -> None:
+        """Nobody gets ``found`` from memory any more; those that use it finish."""
+        if (resident := self._residents.get(found.key)) is not None:
+            await self._retire(resident)
+
+    async def _resident(self, found: Found, n_ctx: int | None) -> Resident:
+        while True:
+            resident = self._residents.get(found.key)
+            if resident is None:
+                resident = await self._loaded(found, n_ctx)
+            if n_ctx is None or n_ctx <= resident.llm.n_ctx:
+                return resident
+            check_window(n_ctx, resident)
+            await self._retire(resident)
+            await resident.gone.wait()
+
+    async def _retire(self, resident: Resident) -> None:
+        """Let nobody else use it, and unload it: now, or when those that use it are done."""
+        if self._residents.get(resident.found.key) is resident:
+            del self._residents[resident.found.key]
+            self._leaving.append(resident)
+            if not resident.leases:
+                await self._close(resident)
+
+    async def _close(self, resident: Resident) -> None:
+        if resident not in self._leaving:
+            return
+        self._leaving.remove(resident)
+        if resident.timer is not None:
+            resident.timer.cancel()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._threads, resident.llm.close)
+        finally:
+            resident.gone.set()
+
+    async def _loaded(self, found: Found, n_ctx: int | None) -> Resident:
+        failed = self._failures.get(found.key)
         if failed is not None and time.monotonic() - failed[0] < FAILURE_LASTS_S:
             raise failed[1]
         while True:
-            task = self._loading.get(found.path)
+            task = self._loading.get(found.key)
             if task is None:
-                task = self._loading[found.path] = asyncio.create_task(self._bring(found))
+                task = self._loading[found.key] = asyncio.create_task(self._bring(found, n_ctx))
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
             resident = await asyncio.shield(task)  # one that gives up must not end it for the others
-            if self._residents.get(found.path) is resident:
+            if self._residents.get(found.key) is resident:
                 return resident
 
-    async def _bring(self, found: Found) -> Resident:
+    async def _bring(self, found: Found, n_ctx: int | None) -> Resident:
         try:
             async with self._one_load:
                 await self._make_room(found)
                 loop = asyncio.get_running_loop()
-                llm = await loop.run_in_executor(self._threads, self._load, found)
+                llm = await loop.run_in_executor(self._threads, self._load, found, n_ctx)
         except Exception as error:
-            problem = _load_problem(found, error)
-            self._failures[found.path] = time.monotonic(), problem
+            problem = _load_problem(found, n_ctx, error)
+            if problem.status >= 500:  # what is wrong with one request doesn't concern the next
+                self._failures[found.key] = time.monotonic(), problem
             raise problem from error
         finally:
-            self._loading.pop(found.path, None)
-        self._failures.pop(found.path, None)
-        resident = Resident(found, llm, stays=found.argument == self._served)
-        self._residents[found.path] = resident
+            self._loading.pop(found.key, None)
+        self._failures.pop(found.key, None)
+        stays = found.argument == self._served
+        resident = Resident(found, llm, keep_s=None if stays else self._keep_alive_s)
+        self._residents[found.key] = resident
         self._expire_later(resident, at_least_s=1.0)  # those who asked for it have yet to take their leases
         return resident
 
@@ -153,11 +226,11 @@ class ModelPool:
         while True:
             free = self._free_bytes()
             fits = free is None or needed <= free
-            if fits and len(self._residents) < self._max_models:
+            if fits and len(self._residents) + len(self._leaving) < self._max_models:
                 return
             idle = [each for each in self._residents.values() if not each.leases]
             if idle:
-                await self._unload(min(idle, key=lambda each: each.used))
+                await self._retire(min(idle, key=lambda each: each.used))
             elif fits:
                 raise unavailable(
                     f"All {self._max_models} models in memory are in use; try again later.", "models_busy", 5
@@ -172,23 +245,20 @@ class ModelPool:
                 )
 
     def _expire_later(self, resident: Resident, at_least_s: float = 0.0) -> None:
-        if resident.leases or resident.stays or self._keep_alive_s is None:
+        if resident.leases or resident.keep_s is None:
             return
         loop = asyncio.get_running_loop()
-        resident.timer = loop.call_later(max(self._keep_alive_s, at_least_s), self._expire, resident)
+        resident.timer = loop.call_later(max(resident.keep_s, at_least_s), self._expire, resident)
 
     def _expire(self, resident: Resident) -> None:
         if not resident.leases:
-            task = asyncio.create_task(self._unload(resident))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._soon(self._retire(resident))
 
-    async def _unload(self, resident: Resident) -> None:
-        """Take a model that nobody holds out of memory."""
-        if resident.timer is not None:
-            resident.timer.cancel()
-        if self._residents.pop(resident.found.path, None) is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, resident.llm.close)
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def close(self) -> None:
         """Unload everything; loads that still run are left to end by themselves."""
@@ -197,18 +267,35 @@ class ModelPool:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-        for resident in list(self._residents.values()):
+        for resident in self.residents():
             with suppress(Exception):
-                await self._unload(resident)
+                await self._retire(resident)
+                await self._close(resident)
+        for chore in list(self._chores):
+            with suppress(asyncio.CancelledError, Exception):
+                await chore
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _load_problem(found: Found, error: Exception) -> Problem:
+def check_window(n_ctx: int, resident: Resident) -> None:
+    """Refuse a wider context window than the model can have, before it is unloaded for it."""
+    widest = resident.llm.spec.max_context
+    if n_ctx > widest:
+        raise invalid(
+            f"the context window asked for is {n_ctx} tokens; {resident.found.id} takes at most {widest}",
+            "num_ctx",
+            "invalid_value",
+        )
+
+
+def _load_problem(found: Found, n_ctx: int | None, error: Exception) -> Problem:
     """What clients are told: the sentence, without the folder that the model lies in."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ModelNotFoundError):
         return Problem(404, str(error), "model_not_found", "model")
+    if isinstance(error, UsageError) and n_ctx is not None:
+        return invalid(str(error), "model", "invalid_value")
     if isinstance(error, NanollamaError):
         reason = str(error).replace(str(found.path), found.path.name)
     else:

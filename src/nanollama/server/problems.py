@@ -1,4 +1,4 @@
-"""Failures on their way to a client: an exception in, a status and OpenAI's error object out.
+"""Failures on their way to a client: an exception in, a status and the error object of its API out.
 
 No message holds a traceback, an address in memory or a folder of this machine.
 """
@@ -10,6 +10,8 @@ from typing import Any
 from nanollama.errors import ContextOverflowError, ModelNotFoundError, NanollamaError
 
 JSON = dict[str, Any]
+
+OLLAMA_BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
 
 @dataclass(eq=False)  # not frozen: Python itself writes an exception's traceback
@@ -40,6 +42,25 @@ class Problem(Exception):
         return headers
 
 
+def ollama_body(problem: Problem) -> JSON:
+    """The object that Ollama's clients turn into their exception."""
+    return {"error": problem.message}
+
+
+def speaks_ollama(path: str) -> bool:
+    """Whether who calls ``path`` reads Ollama's errors."""
+    return path == "/" or path.startswith("/api/")
+
+
+def refusal(problem: Problem, path: str) -> tuple[int, JSON]:
+    """Status and body of a refusal, in the form of the API that ``path`` belongs to."""
+    if not speaks_ollama(path):
+        return problem.status, problem.body()
+    if problem.code == "queue_full":  # Ollama's status and text, which its clients know
+        return HTTPStatus.SERVICE_UNAVAILABLE, {"error": OLLAMA_BUSY}
+    return problem.status, ollama_body(problem)
+
+
 def invalid(message: str, param: str | None = None, code: str | None = None) -> Problem:
     """A request that has to be changed before it can be answered."""
     return Problem(400, message, code, param)
@@ -68,6 +89,8 @@ def problem_of(error: Exception) -> Problem:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Problem(status, str(error), "queue_full", retry_after=1)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Problem(status, str(error))
+    if status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.INSUFFICIENT_STORAGE):
         return Problem(status, str(error))
     return Problem(500, str(error), "engine_error")
 

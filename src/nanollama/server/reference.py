@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from nanollama.server.fields import ChatRequest, CompletionRequest, Generating, expected
+from nanollama.server.fields import ChatRequest, CompletionRequest
 from nanollama.server.messages import EMPTY_FIELDS, ROLES
 from nanollama.server.settings import Limits
+from nanollama.server.tables import Body, expected, fields_of
 
 INTRODUCTION = """\
 # The OpenAI-compatible API
@@ -83,10 +84,10 @@ def reference() -> str:
     )
 
 
-def _section(title: str, request: type[Generating]) -> Iterator[str]:
+def _section(title: str, request: type[Body]) -> Iterator[str]:
     yield f"## {title}\n"
     yield "| supported | takes | what it does |\n| --- | --- | --- |"
-    for name, field in request.model_fields.items():
+    for name, field in fields_of(request).items():
         needed = " (needed)" if field.is_required() else ""
         yield f"| `{name}`{needed} | {expected(request, name)} | {field.description} |"
     yield "\n| refused | unless it is | because |\n| --- | --- | --- |"
@@ -101,8 +102,10 @@ def _section(title: str, request: type[Generating]) -> Iterator[str]:
 def _messages() -> Iterator[str]:
     yield "### Messages\n"
     yield f"`role` is {', '.join(f'`{role}`' for role in ROLES)}; `developer` means the same as `system`."
-    yield "`content` is a text, or a list of parts of type `text`. `name` is checked and ignored, because"
-    yield "chat templates have no place for it. " + ", ".join(f"`{name}`" for name in sorted(EMPTY_FIELDS))
+    yield "`content` is a text, or a list of parts of type `text`. `name` (letters, digits, `_`, `-`) goes to"
+    yield "the model's chat template, which may use it. " + ", ".join(
+        f"`{name}`" for name in sorted(EMPTY_FIELDS)
+    )
     yield "are let through while they are null or empty, as clients send them back.\n"
 
 

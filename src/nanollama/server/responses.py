@@ -1,22 +1,39 @@
-"""Answers on their way out: chunks in, server-sent events or one JSON object out.
+"""Answers on their way out: chunks in, a stream of events or lines or one JSON object out.
 
 The status is decided by the first chunk, so that what fails before it has a status of its own. A failure
-after that is an error event. Every stream ends with ``data: [DONE]``, unless its reader is gone.
+after that is an event of its own. A stream ends as its framing says, unless its reader is gone.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nanollama.server.gate import SlowClientError
 from nanollama.server.generation import Generation
-from nanollama.server.problems import JSON, problem_of
+from nanollama.server.problems import JSON, Problem, ollama_body, problem_of
 from nanollama.server.settings import Limits
-from nanollama.server.wire import DONE, comment, sse
+from nanollama.server.wire import DONE, comment, ndjson, sse
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How chunks become bytes. ``idle`` is what shows a waiting reader that the connection lives."""
+
+    media_type: str
+    encode: Callable[[Mapping[str, Any]], bytes]
+    idle: Callable[[str], bytes] | None
+    failure: Callable[[Problem], JSON]
+    end: bytes
+
+
+SSE = Framing("text/event-stream", sse, comment, Problem.body, DONE)
+NDJSON = Framing("application/x-ndjson", ndjson, None, ollama_body, b"")
 
 
 class JsonReply(Response):
@@ -28,48 +45,49 @@ class JsonReply(Response):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-class EventStream(Response):
-    """An answer sent while it is made."""
+async def answered(generation: Generation, limits: Limits, framing: Framing) -> Response:
+    """The answer as it was asked for: streamed, or whole."""
+    if generation.streams:
+        return AnswerStream(generation, limits, framing)
+    try:
+        return JsonReply(await generation.whole())
+    finally:
+        await generation.close()
 
-    media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, limits: Limits) -> None:
+class StreamedReply(Response):
+    """A body sent piece by piece: ``pieces`` makes it, ``leave`` is called however it ends."""
+
+    def __init__(self, limits: Limits, framing: Framing) -> None:
+        self.media_type = framing.media_type
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._generation = generation
         self._limits = limits
+        self._framing = framing
         self._started = False
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        raise AssertionError("a kind of streamed reply says what its pieces are")
+
+    async def leave(self) -> None:
+        """Give back what the body was made from."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             try:
-                async with aclosing(self._events()) as events:
-                    async for data in events:
+                async with aclosing(self.pieces()) as pieces:
+                    async for data in pieces:
                         await self._write(send, data)
             except SlowClientError:
                 raise
             except Exception as error:
                 if not self._started:
                     raise
-                await self._write(send, sse(problem_of(error).body()) + DONE)
+                framing = self._framing
+                await self._write(send, framing.encode(framing.failure(problem_of(error))) + framing.end)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await self._generation.close()
-
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        tick_s = self._limits.keepalive_s
-        opening = asyncio.create_task(self._generation.open())
-        try:
-            while not (await asyncio.wait({opening}, timeout=tick_s))[0]:
-                yield comment(self._generation.progress)
-            await opening
-        finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-        async with aclosing(self._generation.batches(tick_s)) as batches:
-            async for chunks in batches:
-                yield b"".join(map(sse, chunks)) if chunks else comment(self._generation.progress)
-        yield DONE
+            await self.leave()
 
     async def _write(self, send: Send, data: bytes) -> None:
         try:
@@ -80,3 +98,35 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise SlowClientError from None
+
+
+class AnswerStream(StreamedReply):
+    """An answer sent while it is made."""
+
+    def __init__(self, generation: Generation, limits: Limits, framing: Framing) -> None:
+        super().__init__(limits, framing)
+        self._generation = generation
+
+    async def leave(self) -> None:
+        await self._generation.close()
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        idle, encode = self._framing.idle, self._framing.encode
+        tick_s = None if idle is None else self._limits.keepalive_s
+        opening = asyncio.create_task(self._generation.open())
+        try:
+            while not (await asyncio.wait({opening}, timeout=tick_s))[0]:
+                if idle is not None:
+                    yield idle(self._generation.progress)
+            await opening
+        finally:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        async with aclosing(self._generation.batches(tick_s)) as batches:
+            async for chunks in batches:
+                if chunks:
+                    yield b"".join(map(encode, chunks))
+                elif idle is not None:
+                    yield idle(self._generation.progress)
+        if self._framing.end:
+            yield self._framing.end

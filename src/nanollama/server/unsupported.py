@@ -15,6 +15,12 @@ class Refused:
     why: str
     harmless: tuple[Any, ...] = ()
 
+    def lets_through(self, value: object) -> bool:
+        """Whether ``value`` changes nothing. ``True`` is not 1."""
+        return value is None or any(
+            type(value) is type(harmless) and value == harmless for harmless in self.harmless
+        )
+
 
 IGNORED: Mapping[str, str] = {
     "metadata": "labels for OpenAI's dashboard",

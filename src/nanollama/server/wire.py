@@ -29,6 +29,11 @@ def sse(value: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
+def ndjson(value: Mapping[str, Any]) -> bytes:
+    """One line of a stream of JSON objects."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
 def comment(text: str) -> bytes:
     """A line that clients skip; it shows them, and everything in between, that the connection lives."""
     return f": {text}\n\n".encode()

@@ -25,12 +25,13 @@ def fit_chat(
     render_ids: Callable[[Sequence[Message]], list[int]],
     max_prompt_tokens: int,
     policy: ContextPolicy,
+    pinned: int = 0,
 ) -> FittedChat:
     """``messages`` as at most ``max_prompt_tokens`` token ids, made by ``render_ids``.
 
-    With ``drop_oldest`` the leading system messages and everything from the last user message on are kept,
-    and what remains starts with a user message, since many templates insist on alternating roles. Raises
-    `ContextOverflowError` when the rest is still too long, or at once with the policy ``error``.
+    With ``drop_oldest`` the leading system messages, the ``pinned`` messages after them, and everything from
+    the last user message on are kept, and what remains starts with a user message, since many templates
+    insist on alternating roles. Raises `ContextOverflowError` when the rest is still too long, or at once with the policy ``error``.
     """
     whole = render_ids(messages)
     if len(whole) <= max_prompt_tokens:
@@ -42,7 +43,9 @@ def fit_chat(
             "drop_oldest)."
         )
 
-    first = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    first = (
+        next((i for i, message in enumerate(messages) if message.role != "system"), len(messages)) + pinned
+    )
     starts = [i for i, message in enumerate(messages) if i > first and message.role == "user"]
 
     def ids_from(start: int) -> list[int]:
