@@ -1,13 +1,22 @@
 """Toy models: seeded random weights in every structural variant, small enough for the slowest decoder."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.model import rope
 from nanollama.model.checkpoint import PackedTensor
-from nanollama.model.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
+from nanollama.model.spec import (
+    AttentionSpec,
+    ExpertsSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from nanollama.quant.formats import FORMATS
 
 VOCAB = 61
@@ -30,22 +39,30 @@ def packed(name: str, array: NDArray[np.float32]) -> PackedTensor:
 
 
 def llama_spec(
-    *, tied: bool = False, bias: bool = False, head_dim: int = 16, rope_dim: int = 16, hidden: int = 64
+    *,
+    tied: bool = False,
+    bias: bool = False,
+    head_dim: int = 16,
+    rope_dim: int = 16,
+    hidden: int = 64,
+    attention: dict[str, Any] | None = None,
+    mlp: dict[str, Any] | None = None,
+    **more: Any,
 ) -> ModelSpec:
     layer = LayerSpec(RopeSpec(rope.frequencies(10000.0, rope_dim)))
-    return ModelSpec(
-        family="llama",
-        vocab_size=VOCAB,
-        hidden_size=hidden,
-        max_context=512,
-        attention=AttentionSpec(
-            num_heads=6, num_kv_heads=2, head_dim=head_dim, scale=head_dim**-0.5, bias=bias
-        ),
-        mlp=MlpSpec(hidden + 32),
-        norm=NormSpec(1e-5),
-        layers=(layer,) * 3,
-        tied_head=tied,
-    )
+    heads = {"num_heads": 6, "num_kv_heads": 2, "head_dim": head_dim, "scale": head_dim**-0.5, "bias": bias}
+    fields = {
+        "family": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": hidden,
+        "max_context": 512,
+        "attention": AttentionSpec(**heads | (attention or {})),
+        "mlp": MlpSpec(hidden + 32, **mlp or {}),
+        "norm": NormSpec(1e-5),
+        "layers": (layer,) * 3,
+        "tied_head": tied,
+    }
+    return ModelSpec(**fields | more)
 
 
 def gemma3_spec() -> ModelSpec:
@@ -56,12 +73,36 @@ def gemma3_spec() -> ModelSpec:
         vocab_size=VOCAB,
         hidden_size=96,
         max_context=512,
-        attention=AttentionSpec(num_heads=4, num_kv_heads=1, head_dim=32, scale=0.2, qk_norm=True),
+        attention=AttentionSpec(num_heads=4, num_kv_heads=1, head_dim=32, scale=0.2, qk_norm="head"),
         mlp=MlpSpec(128, activation="gelu_tanh"),
         norm=NormSpec(1e-6, post=True),
         layers=(local, local, everywhere, local),
         embedding_scale=96**0.5,
         tied_head=True,
+    )
+
+
+def gemma2_spec() -> ModelSpec:
+    rotation = RopeSpec(rope.frequencies(10000.0, 16))
+    return llama_spec(
+        tied=True,
+        attention={"softcap": 2.0},
+        norm=NormSpec(1e-6, post=True),
+        layers=(LayerSpec(rotation, 7), LayerSpec(rotation)),
+        logit_softcap=3.0,
+    )
+
+
+def gpt_oss_spec() -> ModelSpec:
+    rotation = RopeSpec(rope.frequencies(10000.0, 16), magnitude=1.2)
+    return llama_spec(
+        attention={"bias": True, "output_bias": True, "sinks": True},
+        mlp={
+            "activation": "clamped_swiglu",
+            "bias": True,
+            "experts": ExpertsSpec(count=5, per_token=2, bias=True),
+        },
+        layers=(LayerSpec(rotation, 7), LayerSpec(rotation)),
     )
 
 
@@ -71,15 +112,37 @@ SPECS = {
     "llama with biases": llama_spec(bias=True),
     "llama with partial rope": llama_spec(rope_dim=6),
     "gemma3": gemma3_spec(),
+    "llama with biases everywhere": llama_spec(
+        bias=True, attention={"output_bias": True}, mlp={"bias": True}
+    ),
+    "scaled logits": llama_spec(logit_scale=0.25, embedding_scale=3.0),
+    "rows normed, norms behind": llama_spec(
+        attention={"qk_norm": "row"}, norm=NormSpec(1e-5, pre=False, post=True)
+    ),
+    "no positions": llama_spec(layers=(LayerSpec(RopeSpec(rope.frequencies(1e4, 16))), LayerSpec(None))),
+    "soft caps": gemma2_spec(),
+    "experts": llama_spec(mlp={"experts": ExpertsSpec(count=5, per_token=2, normalized=False)}),
+    "gpt_oss": gpt_oss_spec(),
     "llama of odd sizes": llama_spec(head_dim=10, rope_dim=10, hidden=36),
+    "rows normed, of odd sizes": llama_spec(
+        head_dim=10,
+        rope_dim=6,
+        hidden=50,
+        attention={"qk_norm": "row", "sinks": True},
+        norm=NormSpec(1e-5, pre=False, post=True),
+        logit_softcap=3.0,
+    ),
+    "experts of odd sizes": llama_spec(hidden=39, mlp={"experts": ExpertsSpec(count=3, per_token=1)}),
 }
-NATIVE_SPECS = [kind for kind in SPECS if kind != "llama of odd sizes"]
-"""Kinds whose sizes the CPU kernels can run."""
 
 
 def make_toy(kind: str, seed: int = 0) -> Toy:
     """A toy of one of the kinds in SPECS; the same seed gives the same weights."""
-    spec = SPECS[kind]
+    return toy_of(SPECS[kind], seed)
+
+
+def toy_of(spec: ModelSpec, seed: int = 0) -> Toy:
+    """A spec with random weights."""
     random = np.random.default_rng(seed)
     arrays: dict[str, NDArray[np.float32]] = {}
 
@@ -101,15 +164,29 @@ def make_toy(kind: str, seed: int = 0) -> Toy:
             if a.bias:
                 vector(f"{p}.self_attn.{name}.bias", rows, around=0.0)
         matrix(f"{p}.self_attn.o_proj.weight", hidden, a.q_size)
+        if a.output_bias:
+            vector(f"{p}.self_attn.o_proj.bias", hidden, around=0.0)
         if a.qk_norm:
-            vector(f"{p}.self_attn.q_norm.weight", a.head_dim)
-            vector(f"{p}.self_attn.k_norm.weight", a.head_dim)
-        norms = ["input_layernorm", "post_attention_layernorm"]
-        if spec.norm.post:
-            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-        for name in norms:
+            heads = a.qk_norm == "head"
+            vector(f"{p}.self_attn.q_norm.weight", a.head_dim if heads else a.q_size)
+            vector(f"{p}.self_attn.k_norm.weight", a.head_dim if heads else a.kv_size)
+        if a.sinks:
+            vector(f"{p}.self_attn.sinks", a.num_heads)
+        for name in (*spec.norm.before, *spec.norm.behind):
             vector(f"{p}.{name}.weight", hidden)
-        matrix(f"{p}.mlp.gate_proj.weight", inner, hidden)
-        matrix(f"{p}.mlp.up_proj.weight", inner, hidden)
-        matrix(f"{p}.mlp.down_proj.weight", hidden, inner)
+        mlps = [f"{p}.mlp"]
+        if (experts := spec.mlp.experts) is not None:
+            mlps = [f"{p}.mlp.experts.{expert}" for expert in range(experts.count)]
+            matrix(f"{p}.mlp.gate.weight", experts.count, hidden)
+            if experts.bias:
+                vector(f"{p}.mlp.gate.bias", experts.count, around=0.0)
+        for mlp in mlps:
+            for name, rows, columns in (
+                ("gate_proj", inner, hidden),
+                ("up_proj", inner, hidden),
+                ("down_proj", hidden, inner),
+            ):
+                matrix(f"{mlp}.{name}.weight", rows, columns)
+                if spec.mlp.bias:
+                    vector(f"{mlp}.{name}.bias", rows, around=0.0)
     return Toy(spec, arrays)

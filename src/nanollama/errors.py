@@ -47,10 +47,13 @@ class DownloadError(NanollamaError):
 class FormatError(NanollamaError):
     """A model file is malformed: truncated, inconsistent, or with a value outside its format's rules."""
 
+    exit_code = 2
+
 
 class UnsupportedError(NanollamaError):
     """The file is well formed but uses an architecture, tensor type or feature that is not supported."""
 
+    exit_code = 2
     http_status = 400
 
 

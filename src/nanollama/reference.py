@@ -22,20 +22,25 @@ def logits(spec: ModelSpec, params: Parameters, token_ids: Sequence[int]) -> Ten
     x = params["model.embed_tokens.weight"][torch.tensor(token_ids)]  # [n, hidden]
     if spec.embedding_scale is not None:
         x = x * spec.embedding_scale
+    before, behind = spec.norm.before, spec.norm.behind
     for i, layer in enumerate(spec.layers):
         p = f"model.layers.{i}"
-        a = attention(spec, layer, params, f"{p}.self_attn", norm(spec, params, f"{p}.input_layernorm", x))
-        if spec.norm.post:
-            a = norm(spec, params, f"{p}.post_attention_layernorm", a)
-        x = x + a
-        before = "pre_feedforward_layernorm" if spec.norm.post else "post_attention_layernorm"
-        m = mlp(spec, params, f"{p}.mlp", norm(spec, params, f"{p}.{before}", x))
-        if spec.norm.post:
-            m = norm(spec, params, f"{p}.post_feedforward_layernorm", m)
-        x = x + m
+        h = norm(spec, params, f"{p}.{before[0]}", x) if before else x
+        a = attention(spec, layer, params, f"{p}.self_attn", h)
+        x = x + (norm(spec, params, f"{p}.{behind[0]}", a) if behind else a)
+        h = norm(spec, params, f"{p}.{before[1]}", x) if before else x
+        m = (
+            mlp(spec, params, f"{p}.mlp", h)
+            if spec.mlp.experts is None
+            else experts(spec, params, f"{p}.mlp", h)
+        )
+        x = x + (norm(spec, params, f"{p}.{behind[1]}", m) if behind else m)
     x = norm(spec, params, "model.norm", x)
     head = params["model.embed_tokens.weight" if spec.tied_head else "lm_head.weight"]
-    return x @ head.T
+    x = x @ head.T
+    if spec.logit_scale is not None:
+        x = x * spec.logit_scale
+    return x if spec.logit_softcap is None else softcap(x, spec.logit_softcap)
 
 
 def norm(spec: ModelSpec, params: Parameters, name: str, x: Tensor) -> Tensor:
@@ -62,12 +67,14 @@ def rotate(rope: RopeSpec, x: Tensor) -> Tensor:
 def attention(spec: ModelSpec, layer: LayerSpec, params: Parameters, name: str, x: Tensor) -> Tensor:
     """Each token looks at itself and the tokens before it; groups of query heads share one key-value head."""
     a, n = spec.attention, len(x)
-    q = linear(params, f"{name}.q_proj", x).view(n, a.num_heads, a.head_dim)
-    k = linear(params, f"{name}.k_proj", x).view(n, a.num_kv_heads, a.head_dim)
-    v = linear(params, f"{name}.v_proj", x).view(n, a.num_kv_heads, a.head_dim)
-    if a.qk_norm:
+    q, k, v = (linear(params, f"{name}.{part}_proj", x) for part in "qkv")
+    if a.qk_norm == "row":
         q, k = norm(spec, params, f"{name}.q_norm", q), norm(spec, params, f"{name}.k_norm", k)
-    q, k = rotate(layer.rope, q), rotate(layer.rope, k)
+    q, k, v = q.view(n, -1, a.head_dim), k.view(n, -1, a.head_dim), v.view(n, -1, a.head_dim)
+    if a.qk_norm == "head":
+        q, k = norm(spec, params, f"{name}.q_norm", q), norm(spec, params, f"{name}.k_norm", k)
+    if layer.rope is not None:
+        q, k = rotate(layer.rope, q), rotate(layer.rope, k)
 
     position = torch.arange(n)
     distance = position[:, None] - position[None, :]  # how far back key j lies from query i
@@ -76,16 +83,43 @@ def attention(spec: ModelSpec, layer: LayerSpec, params: Parameters, name: str, 
     for head in range(a.num_heads):
         shared = head * a.num_kv_heads // a.num_heads
         scores = (q[:, head] @ k[:, shared].T) * a.scale  # [n, n]
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
-        out[:, head] = weights @ v[:, shared]
+        if a.softcap is not None:
+            scores = softcap(scores, a.softcap)
+        scores = scores.masked_fill(~visible, float("-inf"))
+        if a.sinks:  # one more column takes its share of the softmax, and has no value
+            scores = torch.cat([scores, params[f"{name}.sinks"][head].expand(n, 1)], dim=-1)
+        out[:, head] = scores.softmax(dim=-1)[:, :n] @ v[:, shared]
     return linear(params, f"{name}.o_proj", out.reshape(n, -1))
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """Nearly ``x`` where that is small, and never more than ``cap``."""
+    return cap * torch.tanh(x / cap)
 
 
 def mlp(spec: ModelSpec, params: Parameters, name: str, x: Tensor) -> Tensor:
     """The gated feed-forward layer: one projection decides how much of the other passes."""
     gate, up = linear(params, f"{name}.gate_proj", x), linear(params, f"{name}.up_proj", x)
-    gate = silu(gate) if spec.mlp.activation == "silu" else gelu(gate, approximate="tanh")
+    if spec.mlp.activation == "clamped_swiglu":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0) + 1
+        gate = gate * torch.sigmoid(1.702 * gate)
+    else:
+        gate = silu(gate) if spec.mlp.activation == "silu" else gelu(gate, approximate="tanh")
     return linear(params, f"{name}.down_proj", gate * up)
+
+
+def experts(spec: ModelSpec, params: Parameters, name: str, x: Tensor) -> Tensor:
+    """A mixture of MLPs: a router scores them, and each token takes the weighted sum of its best ones."""
+    e = spec.mlp.experts
+    assert e is not None, "called for layers with experts"
+    scores = linear(params, f"{name}.gate", x)  # [n, experts]
+    out = torch.zeros_like(x)
+    for row, token in enumerate(x):
+        best, chosen = scores[row].topk(e.per_token)
+        shares = best.softmax(-1) if e.normalized else scores[row].softmax(-1)[chosen]
+        for share, i in zip(shares, chosen.tolist(), strict=True):
+            out[row] += share * mlp(spec, params, f"{name}.experts.{i}", token)
+    return out
 
 
 def greedy(spec: ModelSpec, params: Parameters, token_ids: Sequence[int], n_new: int) -> list[int]:

@@ -8,8 +8,9 @@ import torch
 
 from nanollama import reference
 from nanollama.errors import FormatError, UnsupportedError
+from nanollama.formats.gguf import GGUFFile
 from nanollama.formats.gguf_write import write_gguf
-from nanollama.formats.names import hf_name
+from nanollama.formats.names import FUSED, GEMMA_NORMS, OSS_NORMS, gguf_name, hf_name
 from nanollama.model.checkpoint import open_gguf
 from nanollama.model.spec import ModelSpec
 from nanollama.quant.formats import FORMATS
@@ -17,24 +18,60 @@ from toys import Toy, make_toy
 
 
 @pytest.mark.parametrize(
-    ("gguf_name", "post_norms", "expected"),
+    ("gguf", "names", "expected"),
     [
-        ("token_embd.weight", False, "model.embed_tokens.weight"),
-        ("output.weight", False, "lm_head.weight"),
-        ("output_norm.weight", True, "model.norm.weight"),
-        ("blk.12.attn_q.weight", False, "model.layers.12.self_attn.q_proj.weight"),
-        ("blk.0.attn_k.bias", False, "model.layers.0.self_attn.k_proj.bias"),
-        ("blk.3.ffn_norm.weight", False, "model.layers.3.post_attention_layernorm.weight"),
-        ("blk.3.ffn_norm.weight", True, "model.layers.3.pre_feedforward_layernorm.weight"),
-        ("blk.3.post_attention_norm.weight", True, "model.layers.3.post_attention_layernorm.weight"),
-        ("blk.3.post_attention_norm.weight", False, None),
-        ("blk.3.ffn_gate_exps.weight", False, None),
-        ("blk.x.attn_q.weight", False, None),
-        ("something.weight", False, None),
+        ("token_embd.weight", {}, "model.embed_tokens.weight"),
+        ("output.weight", {}, "lm_head.weight"),
+        ("output_norm.weight", GEMMA_NORMS, "model.norm.weight"),
+        ("blk.12.attn_q.weight", {}, "model.layers.12.self_attn.q_proj.weight"),
+        ("blk.0.attn_k.bias", {}, "model.layers.0.self_attn.k_proj.bias"),
+        ("blk.3.ffn_norm.weight", {}, "model.layers.3.post_attention_layernorm.weight"),
+        ("blk.3.ffn_norm.weight", GEMMA_NORMS, "model.layers.3.pre_feedforward_layernorm.weight"),
+        ("blk.3.post_attention_norm.weight", GEMMA_NORMS, "model.layers.3.post_attention_layernorm.weight"),
+        ("blk.3.post_attention_norm.weight", OSS_NORMS, "model.layers.3.post_attention_layernorm.weight"),
+        ("blk.3.post_ffw_norm.weight", GEMMA_NORMS, "model.layers.3.post_feedforward_layernorm.weight"),
+        ("blk.3.ffn_up.weight", {}, "model.layers.3.mlp.up_proj.weight"),
+        ("blk.3.ffn_gate_inp.bias", {}, "model.layers.3.mlp.gate.bias"),
+        ("blk.3.attn_sinks.weight", {}, "model.layers.3.self_attn.sinks"),
     ],
 )
-def test_names_follow_the_table(gguf_name: str, post_norms: bool, expected: str | None) -> None:
-    assert hf_name(gguf_name, post_norms=post_norms) == expected
+def test_names_follow_the_table_both_ways(gguf: str, names: dict[str, str], expected: str) -> None:
+    assert hf_name(gguf, names) == expected
+    assert gguf_name(expected, names) == gguf
+
+
+@pytest.mark.parametrize(
+    ("gguf", "names", "whole", "parts"),
+    [
+        ("blk.0.attn_qkv.weight", FUSED, "self_attn.qkv_proj", [f"self_attn.{p}_proj" for p in "qkv"]),
+        ("blk.0.ffn_up.weight", FUSED, "mlp.gate_up_proj", ["mlp.gate_proj", "mlp.up_proj"]),
+        ("blk.0.ffn_down_exps.bias", {}, "mlp.experts.down_proj", ["mlp.experts.17.down_proj"]),
+    ],
+)
+def test_parameters_that_lie_together_share_a_name(
+    gguf: str, names: dict[str, str], whole: str, parts: list[str]
+) -> None:
+    kind = gguf.split(".")[-1]
+    assert hf_name(gguf, names) == f"model.layers.0.{whole}.{kind}"
+    for part in parts:
+        assert gguf_name(f"model.layers.0.{part}.{kind}", names) == gguf
+
+
+def test_experts_of_old_files_lie_apart() -> None:
+    assert hf_name("blk.2.ffn_up.5.weight", {}) == "model.layers.2.mlp.experts.5.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blk.3.post_attention_norm.weight", "blk.x.attn_q.weight", "something.weight", "blk.0.attn_qkv.weight"],
+)
+def test_a_tensor_of_another_family_has_no_name(name: str) -> None:
+    assert hf_name(name, {}) is None
+
+
+def test_a_parameter_that_gguf_does_not_know_has_no_name() -> None:
+    assert gguf_name("model.layers.0.self_attn.odd.weight", {}) is None
+    assert gguf_name("model.vision.weight", {}) is None
 
 
 def interleaved(array: np.ndarray, heads: int) -> np.ndarray:
@@ -83,15 +120,15 @@ def gguf_arrays(toy: Toy) -> list[tuple[str, np.ndarray]]:
     ]
     candidates += [f"blk.{i}.{part}" for i in range(spec.num_layers) for part in parts]
     arrays = []
-    for gguf_name in (f"{c}.{kind}" for c in candidates for kind in ("weight", "bias")):
-        name = hf_name(gguf_name, post_norms=spec.norm.post)
+    for gguf in (f"{c}.{kind}" for c in candidates for kind in ("weight", "bias")):
+        name = hf_name(gguf, {})
         if name is None or name not in toy.arrays:
             continue
         array = toy.arrays[name]
         heads = {"q_proj": spec.attention.num_heads, "k_proj": spec.attention.num_kv_heads}.get(
             name.split(".")[-2]
         )
-        arrays.append((gguf_name, interleaved(array, heads) if heads else array))
+        arrays.append((gguf, interleaved(array, heads) if heads else array))
     return arrays
 
 
@@ -120,9 +157,8 @@ def test_a_tensor_without_a_place_in_the_model_is_named(tmp_path: Path) -> None:
         for n, a in [*gguf_arrays(toy), ("blk.0.odd.weight", toy.arrays["extra"])]
     ]
     gguf_of(make_toy("llama"), path)
-    original = open_gguf(path)
-    metadata = dict(original.metadata)
-    original.close()
+    with GGUFFile(path) as original:
+        metadata = dict(original.metadata)
     write_gguf(path, metadata, tensors)
     with pytest.raises(FormatError, match=r"blk\.0\.odd\.weight"):
         open_gguf(path)

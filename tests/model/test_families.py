@@ -86,13 +86,9 @@ def test_values_that_contradict_each_other_are_refused(changes: dict[str, int], 
         llama(changes)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"llama.expert_count": 8}, {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}],
-)
-def test_variants_that_are_not_supported_are_named(changes: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError):
-        llama(changes)
+def test_a_rope_scaling_that_is_not_known_is_named() -> None:
+    with pytest.raises(UnsupportedError, match="'magic'; supported are none, linear and yarn"):
+        llama({"llama.rope.scaling.type": "magic", "llama.rope.scaling.factor": 2.0})
 
 
 def test_an_unknown_architecture_is_named_with_those_that_work() -> None:

@@ -333,3 +333,9 @@ def test_a_template_is_not_changed_by_rendering_it() -> None:
     template = ChatTemplate(CHATML)
     messages = [Message("user", "hi")]
     assert [template.render(messages) for _ in range(3)] == [template.render(messages)] * 3
+
+
+def test_a_speakers_name_reaches_the_template_only_where_there_is_one() -> None:
+    source = "{% for m in messages %}{{ m.name if m.name is defined else '-' }}:{{ m.content }};{% endfor %}"
+    messages = [Message("user", "hi", "Ada"), Message("user", "ho")]
+    assert ChatTemplate(source).render(messages).text == "Ada:hi;-:ho;"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanollama.text.pretokenizers import TABLE
+from nanollama.text.pretokenizers import FURTHER, TABLE, find_expression
 from nanollama.text.special import SpecialMatcher
 from nanollama.text.tokenizer import Tokenizer
 
@@ -93,6 +93,18 @@ def test_every_expression_of_the_table_survives_hostile_text(name: str) -> None:
     for bait in BAITS.values():
         text = (bait * 20_000)[:20_000] + "x."
         assert "".join(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)) == text
+
+
+@pytest.mark.parametrize("written", FURTHER)
+def test_every_further_expression_of_a_tokenizer_json_does_too(written: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    expression = find_expression(written)
+    assert expression is not None
+    split = pre_tokenizers.Split(Regex(expression), "isolated")
+    for bait in BAITS.values():
+        text = bait * (60_000 // len(bait))
+        assert "".join(piece for piece, _ in split.pre_tokenize_str(text)) == text
 
 
 def test_the_expression_with_a_quadratic_original_is_linear_here() -> None:

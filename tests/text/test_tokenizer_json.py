@@ -2,7 +2,9 @@
 reading.
 """
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
+from nanollama.errors import FormatError, ModelNotFoundError, NanollamaError, UnsupportedError
 from nanollama.formats.gguf import GGUFFile
 from nanollama.text.pretokenizers import TABLE
 from nanollama.text.tokenizer import Tokenizer
@@ -130,6 +132,17 @@ def test_control_text_stays_text_unless_parsed(vocab_dir: Path, tmp_path: Path) 
     assert ours.token_bytes(50256) == b""
 
 
+def test_merges_that_make_a_control_token_are_left_out(tmp_path: Path) -> None:
+    vocab = {text: index for index, text in enumerate(["a", "b", "c", "ab", "abc", "bc"])}
+    library = Library(models.BPE(vocab, [("a", "b"), ("ab", "c"), ("b", "c")]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.add_special_tokens(["abc"])
+    ours = saved(library, tmp_path)
+    assert ours.encode("abc") == [vocab["ab"], vocab["c"]]
+    assert ours.encode("bc") == [vocab["bc"]]
+    assert ours.encode("abc", parse_special=True) == [vocab["abc"]]
+
+
 def test_flags_of_added_tokens_are_honoured(vocab_dir: Path, tmp_path: Path) -> None:
     library = byte_level_library(vocab_dir)
     library.add_special_tokens([AddedToken("<left>", lstrip=True, normalized=False)])
@@ -174,6 +187,10 @@ def test_wordpiece_equals_the_librarys_and_ggufs(vocab_dir: Path, tmp_path: Path
         assert ours.decode(ids) == from_gguf.decode(ids)
 
 
+def bpe(vocab: dict[str, int], merges: list[Any]) -> dict[str, Any]:
+    return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -184,6 +201,12 @@ def test_wordpiece_equals_the_librarys_and_ggufs(vocab_dir: Path, tmp_path: Path
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, FormatError, "id of 'a' .* is -1"),
         ({"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}, "merges": []}}, FormatError, "share the id 1"),
         ({"model": {"type": "BPE", "vocab": {"a": 300}, "merges": ["a q"]}}, FormatError, "cannot be read"),
+        (bpe({"a": 300, "q": 301}, ["a q"]), FormatError, "make a third"),
+        (bpe({"a": 300}, [["a"]]), FormatError, "make a third"),
+        (bpe({"a": 300}, [3]), FormatError, "cannot be read"),
+        (bpe({"a": 300}, [[["a"], "a"]]), FormatError, "cannot be read"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A"}}, FormatError, "cannot be read"),
+        ({"pre_tokenizer": {"type": "Nothing"}}, FormatError, "cannot be read"),
         ({"added_tokens": [{"id": 3}]}, FormatError, "a content and an id are expected"),
     ],
 )  # fmt: skip
@@ -214,3 +237,35 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_token_that_the_configuration_names_must_be_in_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="eos_token is '<nowhere>'"):
         saved(sentencepiece_library(metaspace=False), tmp_path, {"eos_token": "<nowhere>"})
+
+
+def nodes(value: Any) -> list[tuple[Any, Any]]:
+    """Container and key of every node of a JSON value, the 256 byte pieces left out."""
+    if isinstance(value, dict):
+        pairs = [(value, key) for key in value if not key.startswith("<0x")]
+    elif isinstance(value, list):
+        pairs = [(value, index) for index in range(len(value))]
+    else:
+        return []
+    return pairs + [pair for container, key in pairs for pair in nodes(container[key])]
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_a_file_with_any_value_exchanged_is_read_or_refused(tmp_path: Path, metaspace: bool) -> None:
+    whole = sentencepiece_library(metaspace=metaspace).to_str()
+    chance = random.Random(7)
+    path = tmp_path / "tokenizer.json"
+    strange = (None, True, -1, 3, 2**70, 1.5, "", "a", "▁" * 3, [], ["a"], [[]], {}, {"type": "Split"})
+    for _ in range(700):
+        spec = json.loads(whole)
+        for _ in range(chance.choice((1, 1, 2))):
+            container, key = chance.choice(nodes(spec))
+            if chance.random() < 0.2:
+                del container[key]
+            else:
+                container[key] = copy.deepcopy(chance.choice(strange))
+        path.write_text(json.dumps(spec))
+        try:
+            Tokenizer.from_file(path).encode("ab a <s> é", add_special=True, parse_special=True)
+        except NanollamaError:
+            continue

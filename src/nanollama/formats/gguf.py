@@ -5,13 +5,8 @@ the file; arrays of metadata are decoded when they are first asked for. A model 
 ``gguf-split`` is opened from any of its parts.
 """
 
-import mmap
-import os
 import re
-import stat
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -26,31 +21,11 @@ from nanollama.formats.gguf_header import (
     string_items,
 )
 from nanollama.formats.gguf_values import Typed, ValueType, type_name
+from nanollama.formats.mapped import MappedFile, lookalike
 
 __all__ = ["GGUFFile", "TensorInfo"]
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-# What a file that is no GGUF looks like: (offset, bytes there, what to tell the user).
-_LOOKALIKES = (
-    (8, b'{"', "a safetensors file; convert it to GGUF"),
-    (0, b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint; convert it to GGUF"),
-    (0, b"\x80\x02", "a Python pickle, which is never loaded; convert it to GGUF"),
-    (0, b"\x80\x03", "a Python pickle, which is never loaded; convert it to GGUF"),
-    (0, b"\x80\x04", "a Python pickle, which is never loaded; convert it to GGUF"),
-    (0, b"\x80\x05", "a Python pickle, which is never loaded; convert it to GGUF"),
-    (0, b"version https://git-lfs", "a git-lfs pointer and not the model itself; run `git lfs pull`"),
-    (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it first"),
-    (0, b"FUGG", "a GGUF file with its bytes swapped; convert the model again"),
-    (0, b"lmgg", "a GGML file older than GGUF; convert the model again"),
-    (0, b"fmgg", "a GGML file older than GGUF; convert the model again"),
-    (0, b"tjgg", "a GGML file older than GGUF; convert the model again"),
-    (0, b"algg", "a GGML adapter older than GGUF; convert it again"),
-    (0, b"<", "an HTML or XML page, perhaps a download that needed a login; fetch it again"),
-    (0, b"{", "a JSON file"),
-    (0, bytes(16), "zeros, perhaps a download that never finished; fetch it again"),
-)
 
 K = TypeVar("K", int, float, str, bool)
 D = TypeVar("D")
@@ -63,81 +38,23 @@ class _Required:
 _REQUIRED = _Required()
 
 
-class _Part:
-    """One mapped file: its header, and its bytes as long as the file keeps the length that was checked."""
+class _Part(MappedFile):
+    """One mapped file and its checked header."""
 
     def __init__(self, path: Path, index: int) -> None:
-        self.path = path
-        self._map = _mapped(path)
-        self._view = memoryview(self._map)
-        self._closed = False
+        super().__init__(path, "GGUF file")
         try:
-            self.header = _checked_header(self._view, index)
+            self.header = _checked_header(self.view, index)
         except (FormatError, UnsupportedError) as error:
             self.close()
             raise type(error)(f"{path.name}: {error}") from None
-
-    def content(self) -> memoryview:
-        """The whole file, read-only. FormatError if it has shrunk: touching what is gone ends the process."""
-        if self._closed:
-            raise ValueError(f"{self.path.name} has been closed")
-        size = self._map.size()
-        if size < len(self._view):
-            raise FormatError(
-                f"{self.path.name} had {len(self._view)} bytes when it was opened and has {size} now: "
-                "something cut it short while it was in use; fetch it again"
-            )
-        return self._view
-
-    def release(self, start: int, size: int) -> None:
-        """Lets the system drop the pages that lie wholly in a range; they are read again when needed."""
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        whole = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if whole > 0 and sys.platform == "linux":
-            self._map.madvise(mmap.MADV_DONTNEED, first, whole)
-
-    def close(self) -> None:
-        self._closed = True
-        self._view.release()
-        # While views are in use the map can't be closed; it goes when the last of them does.
-        with suppress(BufferError):
-            self._map.close()
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    """The file as a read-only map. Special files are refused unopened: opening a FIFO blocks."""
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise FormatError(
-                f"{path.name} is a folder, but a GGUF file was expected; give the path of the file"
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError(f"{path.name} is not a regular file, but a GGUF file was expected")
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError(f"{path.name} is not a regular file, but a GGUF file was expected")
-            if status.st_size == 0:
-                raise FormatError(f"{path.name} is empty, but a GGUF file was expected; fetch it again")
-            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"{path.name} does not exist; check the path") from None
-    except (OSError, ValueError) as error:
-        # ValueError: a NUL in the path, or a file that became empty in between.
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise FormatError(f"{path.name} cannot be read: {reason}") from None
 
 
 def _checked_header(view: memoryview, index: int) -> Header:
     start = bytes(view[:32])
     if start[:4] != b"GGUF":
-        for offset, magic, meaning in _LOOKALIKES:
-            if start[offset : offset + len(magic)] == magic:
-                raise FormatError(f"this is not a GGUF file, it looks like {meaning}")
+        if meaning := lookalike(start):
+            raise FormatError(f"this is not a GGUF file, it looks like {meaning}")
         raise FormatError(f"this is not a GGUF file: it starts with {start[:4]!r} instead of b'GGUF'")
     return parse_header(view, index)
 
@@ -228,6 +145,11 @@ class GGUFFile:
                 f"{len(self.tensors)} tensors; the parts are not of one model"
             )
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, or all parts of a split model in their order."""
+        return tuple(part.path for part in self._parts)
+
     def close(self) -> None:
         """Lets the files go. Views handed out before stay readable; reading anything more is a ValueError."""
         for part in self._parts:
@@ -286,6 +208,11 @@ class GGUFFile:
         if entry.item is not ValueType.STRING:
             raise self._mistyped(key, "array of str")
         return string_items(part.content(), entry)
+
+    def array_length(self, key: str) -> int | None:
+        """How many items the array ``key`` has, without decoding them; ``None`` if it is no array."""
+        entry = self._parts[0].header.entries[key]
+        return entry.count if entry.kind is ValueType.ARRAY else None
 
     def typed(self, key: str) -> Typed:
         """The value of ``key`` with its exact type, as ``write_gguf`` takes it; KeyError if absent."""

@@ -1,10 +1,12 @@
-"""Opening a model file: a GGUF path in; spec, packed tensors under checkpoint names, and text settings out.
+"""An open model, and opening a GGUF file as one: a path in; spec, packed tensors and text settings out.
 
 Nothing is decoded here. A tensor stays the bytes of the mapped file until a backend asks for it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,23 @@ from nanollama.errors import FormatError
 from nanollama.formats.gguf import GGUFFile, TensorInfo
 from nanollama.formats.names import ROPE_TENSORS, hf_name
 from nanollama.model.families.metadata import Metadata
+from nanollama.model.parameters import parameters
 from nanollama.model.registry import Family, family_of
 from nanollama.model.spec import ModelSpec
 from nanollama.quant.formats import QuantFormat
+from nanollama.sampling.params import model_settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nanollama.text.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """One parameter as the file stores it. ``shape`` is (rows, columns) or (size,), columns contiguous.
+    """One parameter as the file stores it. ``shape`` is (size,), (rows, columns) or (planes, rows, columns),
+    columns contiguous.
 
     ``release`` gives up the memory that reading took. ``paired_heads`` is the number of heads whose rows must
     be put back into half-split order, ``None`` for nearly all tensors. Whole rows move, so quantized blocks
@@ -54,22 +61,52 @@ class PackedTensor:
 
         return dequantize(self.fmt, self.packed().reshape(-1), self.shape, name=f"the tensor {self.name}")
 
+    def rows(self, start: int, stop: int) -> "PackedTensor":
+        """The rows (of a vector: the elements) from ``start`` up to ``stop``, in half-split order."""
+        return self._part(start, stop, (stop - start, *self.shape[1:]))
+
+    def plane(self, index: int) -> "PackedTensor":
+        """One matrix of a three-dimensional tensor, as of the experts in ``[experts, out, in]``."""
+        assert len(self.shape) == 3, f"{self.name} has no planes"
+        return self._part(index, index + 1, self.shape[1:])
+
+    def _part(self, start: int, stop: int, shape: tuple[int, ...]) -> "PackedTensor":
+        """What lies at ``[start:stop)`` of the first dimension. Nothing is read before the part is."""
+        assert 0 <= start <= stop <= self.shape[0], f"{self.name} has no rows {start} to {stop}"
+        each = self.fmt.nbytes(prod(self.shape[1:]))
+
+        def read() -> memoryview:
+            whole = self.read() if self.paired_heads is None else self.packed().reshape(-1).data
+            return whole[start * each : stop * each]
+
+        return replace(self, shape=shape, read=read, paired_heads=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An open model file. ``tensors`` maps Hugging Face parameter names to packed tensors."""
+    """An open model, a GGUF file or a checkpoint folder.
+
+    ``tensors`` maps Hugging Face parameter names to packed tensors, ``chat_template`` is the model's own
+    Jinja template, ``sampling`` holds the settings that the model states, under our names, and ``close`` lets
+    its files go.
+    """
 
     path: Path
     spec: ModelSpec
     tensors: Mapping[str, PackedTensor]
-    metadata: Mapping[str, Any]
+    read_tokenizer: "Callable[[], Tokenizer]"
+    chat_template: str | None
+    sampling: Mapping[str, float]
     close: Callable[[], None]
 
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer, read anew at each call; FormatError and UnsupportedError as for the rest."""
+        return self.read_tokenizer()
+
     @property
-    def chat_template(self) -> str | None:
-        """The model's own Jinja template, if it has one."""
-        template = self.metadata.get("tokenizer.chat_template")
-        return template if isinstance(template, str) else None
+    def num_parameters(self) -> int:
+        """Weights of the model, those that two uses share counted once."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def open_gguf(path: str | Path) -> Checkpoint:
@@ -93,7 +130,22 @@ def open_gguf(path: str | Path) -> Checkpoint:
     except BaseException:
         file.close()
         raise
-    return Checkpoint(Path(path), spec, tensors, file.metadata, file.close)
+    template = file.metadata.get("tokenizer.chat_template")
+    return Checkpoint(
+        Path(path),
+        spec,
+        tensors,
+        read_tokenizer=partial(_gguf_tokenizer, file.metadata),
+        chat_template=template if isinstance(template, str) else None,
+        sampling=model_settings(file.metadata),
+        close=file.close,
+    )
+
+
+def _gguf_tokenizer(metadata: Mapping[str, Any]) -> "Tokenizer":
+    from nanollama.text.tokenizer import Tokenizer
+
+    return Tokenizer.from_gguf(metadata)
 
 
 def _metadata(file: GGUFFile, architecture: str) -> Metadata:
@@ -129,7 +181,7 @@ def _parameters(file: GGUFFile, family: Family, spec: ModelSpec) -> dict[str, Pa
     for info in file.tensors.values():
         if info.name in ROPE_TENSORS:
             continue
-        name = hf_name(info.name, post_norms=spec.norm.post)
+        name = hf_name(info.name, family.gguf_names)
         if name is None:
             raise FormatError(
                 f"the tensor {info.name!r} has no place in a {spec.family} model; "
@@ -137,4 +189,4 @@ def _parameters(file: GGUFFile, family: Family, spec: ModelSpec) -> dict[str, Pa
             )
         heads = paired.get(name.split(".")[-2]) if family.pairs_interleaved else None
         tensors[name] = _packed(file, info, name, heads)
-    return tensors
+    return parameters(spec, tensors)

@@ -5,7 +5,7 @@ ModelSpec; how a step is computed is the backend's business. ``reference.py`` is
 any of the machinery.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,16 +20,19 @@ Weight = TypeVar("Weight")
 class LayerWeights(Generic[Weight]):
     """One decoder layer's parameters as a backend packed them; ``None`` where the model has none.
 
-    ``qkv`` and ``gate_up`` are merged: their matrices multiply the same input.
+    ``qkv`` and ``gate_up`` are merged: their matrices multiply the same input. Where there is a ``router``,
+    ``gate_up`` and ``down`` hold those of all experts.
     """
 
-    input_norm: Weight
+    input_norm: Weight | None
     qkv: Weight
     q_norm: Weight | None
     k_norm: Weight | None
+    sinks: Weight | None
     o: Weight
     post_attention_norm: Weight | None
-    mlp_norm: Weight
+    mlp_norm: Weight | None
+    router: Weight | None
     gate_up: Weight
     down: Weight
     post_mlp_norm: Weight | None
@@ -45,23 +48,44 @@ class ModelWeights(Generic[Weight]):
     head: Weight
 
 
-def forward(ops: Ops[Tensor, Weight], spec: ModelSpec, weights: ModelWeights[Weight]) -> Tensor:
-    """Run one step over the tokens that ``ops`` holds; the logits ``[logit rows, vocab]``."""
+def forward(
+    ops: Ops[Tensor, Weight],
+    spec: ModelSpec,
+    weights: ModelWeights[Weight],
+    run_layer: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Run one step over the tokens that ``ops`` holds; the logits ``[logit rows, vocab]``.
+
+    ``run_layer`` stands in for :func:`decoder_layer`, as where that was compiled.
+    """
+    run_layer = run_layer or decoder_layer
     x = ops.embed(weights.embedding, spec.embedding_scale)
     for index, (layer, w) in enumerate(zip(spec.layers, weights.layers, strict=True)):
-        a = _attention(ops, spec, layer, w, ops.rms_norm(x, w.input_norm, spec.norm.eps), index)
-        if w.post_attention_norm is not None:
-            a = ops.rms_norm(a, w.post_attention_norm, spec.norm.eps)
-        x = ops.add(x, a)
-
-        m = _mlp(ops, spec, w, ops.rms_norm(x, w.mlp_norm, spec.norm.eps))
-        if w.post_mlp_norm is not None:
-            m = ops.rms_norm(m, w.post_mlp_norm, spec.norm.eps)
-        x = ops.add(x, m)
+        x = run_layer(ops, spec, layer, w, x, index)
     # Only the rows that will be sampled go through the output matrix: it is the largest of the model.
     x = ops.rms_norm(ops.logit_rows(x), weights.norm, spec.norm.eps)
     (logits,) = ops.linear(x, weights.head)
-    return logits
+    return logits if spec.logit_softcap is None else ops.softcap(logits, spec.logit_softcap)
+
+
+def decoder_layer(
+    ops: Ops[Tensor, Weight],
+    spec: ModelSpec,
+    layer: LayerSpec,
+    w: LayerWeights[Weight],
+    x: Tensor,
+    index: int,
+) -> Tensor:
+    """One layer: the residual stream ``x`` ``[n, hidden]`` in and out."""
+    eps = spec.norm.eps
+    a = _attention(ops, spec, layer, w, _normed(ops, x, w.input_norm, eps), index)
+    x = ops.add(x, _normed(ops, a, w.post_attention_norm, eps))
+    m = _mlp(ops, spec, w, _normed(ops, x, w.mlp_norm, eps))
+    return ops.add(x, _normed(ops, m, w.post_mlp_norm, eps))
+
+
+def _normed(ops: Ops[Tensor, Weight], x: Tensor, weight: Weight | None, eps: float) -> Tensor:
+    return x if weight is None else ops.rms_norm(x, weight, eps)
 
 
 def _attention(
@@ -73,16 +97,19 @@ def _attention(
     index: int,
 ) -> Tensor:
     q, k, v = ops.linear(h, w.qkv)
-    if w.q_norm is not None and w.k_norm is not None:
-        q = ops.rms_norm(q, w.q_norm, spec.norm.eps)
-        k = ops.rms_norm(k, w.k_norm, spec.norm.eps)
-    q = ops.rope(q, layer, spec.attention.head_dim)
-    k = ops.rope(k, layer, spec.attention.head_dim)
-    (out,) = ops.linear(ops.attend(q, k, v, index, layer, spec.attention), w.o)
+    q = _normed(ops, q, w.q_norm, spec.norm.eps)
+    k = _normed(ops, k, w.k_norm, spec.norm.eps)
+    if layer.rope is not None:
+        q = ops.rope(q, layer.rope, spec.attention.head_dim)
+        k = ops.rope(k, layer.rope, spec.attention.head_dim)
+    (out,) = ops.linear(ops.attend(q, k, v, w.sinks, index, layer, spec.attention), w.o)
     return out
 
 
 def _mlp(ops: Ops[Tensor, Weight], spec: ModelSpec, w: LayerWeights[Weight], h: Tensor) -> Tensor:
+    if w.router is not None and spec.mlp.experts is not None:
+        (scores,) = ops.linear(h, w.router)
+        return ops.experts(h, scores, w.gate_up, w.down, spec.mlp.activation, spec.mlp.experts)
     gate, up = ops.linear(h, w.gate_up)
     (out,) = ops.linear(ops.gated(gate, up, spec.mlp.activation), w.down)
     return out

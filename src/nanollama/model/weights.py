@@ -9,8 +9,10 @@ from typing import Generic, Protocol, TypeVar
 
 from nanollama.errors import FormatError
 from nanollama.model.checkpoint import PackedTensor
+from nanollama.model.parameters import scaled
 from nanollama.model.spec import ModelSpec
 from nanollama.model.transformer import LayerWeights, ModelWeights
+from nanollama.quant.formats import FORMATS
 
 Weight = TypeVar("Weight")
 WeightOut = TypeVar("WeightOut", covariant=True)
@@ -24,7 +26,13 @@ class Packer(Protocol[WeightOut]):
         ...
 
     def vector(self, tensor: PackedTensor) -> WeightOut:
-        """A norm weight, kept in float32."""
+        """A norm weight or the sinks of a layer, kept in float32."""
+        ...
+
+    def experts(
+        self, experts: Sequence[Sequence[PackedTensor]], biases: Sequence[Sequence[PackedTensor]]
+    ) -> WeightOut:
+        """For each expert what :meth:`matrix` takes, of the same sizes; ``biases``: none, or each one's."""
         ...
 
     def embedding(self, tensor: PackedTensor, *, is_head: bool) -> WeightOut:
@@ -38,7 +46,7 @@ class _Reader(Generic[Weight]):
     def __init__(self, tensors: Mapping[str, PackedTensor], packer: Packer[Weight]) -> None:
         self.tensors = tensors
         self.packer = packer
-        self.used: set[str] = set()
+        self.used: dict[str, tuple[int, ...]] = {}
 
     def take(self, name: str, shape: tuple[int, ...]) -> PackedTensor:
         tensor = self.tensors.get(name)
@@ -49,16 +57,27 @@ class _Reader(Generic[Weight]):
                 f"the tensor for {name} has shape {list(tensor.shape)}; expected {list(shape)} "
                 "from the model's settings"
             )
-        self.used.add(name)
+        self.used[name] = shape
         return tensor
 
     def vector(self, name: str, size: int) -> Weight:
-        return self.packer.vector(self.take(f"{name}.weight", (size,)))
+        return self.packer.vector(self.take(name, (size,)))
 
     def matrix(self, prefix: str, rows: Mapping[str, int], columns: int, *, bias: bool = False) -> Weight:
+        return self.packer.matrix(*self._parts(prefix, rows, columns, bias))
+
+    def experts(
+        self, prefix: str, count: int, rows: Mapping[str, int], columns: int, *, bias: bool = False
+    ) -> Weight:
+        parts = [self._parts(f"{prefix}.experts.{i}", rows, columns, bias) for i in range(count)]
+        return self.packer.experts([p for p, _ in parts], [b for _, b in parts] if bias else [])
+
+    def _parts(
+        self, prefix: str, rows: Mapping[str, int], columns: int, bias: bool
+    ) -> tuple[list[PackedTensor], list[PackedTensor]]:
         parts = [self.take(f"{prefix}.{name}.weight", (n, columns)) for name, n in rows.items()]
         biases = [self.take(f"{prefix}.{name}.bias", (n,)) for name, n in rows.items()] if bias else []
-        return self.packer.matrix(parts, biases)
+        return parts, biases
 
 
 def load_weights(
@@ -70,41 +89,99 @@ def load_weights(
         FormatError: a tensor is missing, has another shape than the spec asks for, or is left over.
     """
     reader = _Reader(tensors, packer)
-    table = reader.take("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
-    embedding = packer.embedding(table, is_head=spec.tied_head)
-    if spec.tied_head:
-        head = embedding
-    else:
-        head = packer.matrix([reader.take("lm_head.weight", (spec.vocab_size, spec.hidden_size))], [])
-    layers = [_layer(reader, spec, f"model.layers.{i}") for i in range(spec.num_layers)]
-    norm = reader.vector("model.norm", spec.hidden_size)
-    if unused := sorted(set(tensors) - reader.used):
+    weights = _packed(reader, spec)
+    if unused := sorted(set(tensors) - set(reader.used)):
         raise FormatError(
             f"the model file has {len(unused)} tensors that the model does not use, the first {unused[0]}; "
             "its settings and its tensors do not belong together"
         )
-    return ModelWeights(embedding, layers, norm, head)
+    return weights
+
+
+def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of ``spec``, in the order of :func:`load_weights`."""
+    lister = _Lister({}, _Nothing())
+    _packed(lister, spec)
+    return lister.used
+
+
+class _Lister(_Reader[None]):
+    """A reader that has every tensor it is asked for, with nothing in it."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> PackedTensor:
+        self.used[name] = shape
+        return PackedTensor(name, FORMATS["F32"], shape, lambda: memoryview(b""))
+
+
+class _Nothing:
+    """A packer that takes nothing in."""
+
+    def matrix(self, parts: Sequence[PackedTensor], biases: Sequence[PackedTensor]) -> None: ...
+
+    def vector(self, tensor: PackedTensor) -> None: ...
+
+    def experts(
+        self, experts: Sequence[Sequence[PackedTensor]], biases: Sequence[Sequence[PackedTensor]]
+    ) -> None: ...
+
+    def embedding(self, tensor: PackedTensor, *, is_head: bool) -> None: ...
+
+
+def _packed(reader: _Reader[Weight], spec: ModelSpec) -> ModelWeights[Weight]:
+    table = reader.take("model.embed_tokens.weight", (spec.vocab_size, spec.hidden_size))
+    embedding = reader.packer.embedding(table, is_head=spec.tied_head)
+    if spec.tied_head:
+        head = embedding
+    else:
+        head = reader.packer.matrix([reader.take("lm_head.weight", (spec.vocab_size, spec.hidden_size))], [])
+    layers = [_layer(reader, spec, f"model.layers.{i}") for i in range(spec.num_layers)]
+    norm = reader.take("model.norm.weight", (spec.hidden_size,))
+    if spec.logit_scale is not None:  # the output matrix is linear: its input may as well be scaled
+        norm = scaled(norm, spec.logit_scale)
+    final_norm = reader.packer.vector(norm)
+    return ModelWeights(embedding, layers, final_norm, head)
 
 
 def _layer(reader: _Reader[Weight], spec: ModelSpec, prefix: str) -> LayerWeights[Weight]:
-    a, hidden, post = spec.attention, spec.hidden_size, spec.norm.post
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    # Llama calls the norm in front of the MLP "post attention"; with post-norms that name is the norm behind
-    # attention.
-    mlp_norm = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
+    a, hidden = spec.attention, spec.hidden_size
+    attention = f"{prefix}.self_attn"
+    q_norm, k_norm = {None: (0, 0), "head": (a.head_dim, a.head_dim), "row": (a.q_size, a.kv_size)}[a.qk_norm]
+
+    def norm(name: str, size: int = hidden) -> Weight:
+        return reader.vector(f"{prefix}.{name}.weight", size)
+
+    before, behind = spec.norm.before, spec.norm.behind
+    router, gate_up, down = _mlp(reader, spec, f"{prefix}.mlp")
     return LayerWeights(
-        input_norm=reader.vector(f"{prefix}.input_layernorm", hidden),
+        input_norm=norm(before[0]) if before else None,
         qkv=reader.matrix(
             attention, {"q_proj": a.q_size, "k_proj": a.kv_size, "v_proj": a.kv_size}, hidden, bias=a.bias
         ),
-        q_norm=reader.vector(f"{attention}.q_norm", a.head_dim) if a.qk_norm else None,
-        k_norm=reader.vector(f"{attention}.k_norm", a.head_dim) if a.qk_norm else None,
-        o=reader.matrix(attention, {"o_proj": hidden}, a.q_size),
-        post_attention_norm=reader.vector(f"{prefix}.post_attention_layernorm", hidden) if post else None,
-        mlp_norm=reader.vector(f"{prefix}.{mlp_norm}", hidden),
-        gate_up=reader.matrix(
-            mlp, {"gate_proj": spec.mlp.intermediate_size, "up_proj": spec.mlp.intermediate_size}, hidden
-        ),
-        down=reader.matrix(mlp, {"down_proj": hidden}, spec.mlp.intermediate_size),
-        post_mlp_norm=reader.vector(f"{prefix}.post_feedforward_layernorm", hidden) if post else None,
+        q_norm=norm("self_attn.q_norm", q_norm) if a.qk_norm else None,
+        k_norm=norm("self_attn.k_norm", k_norm) if a.qk_norm else None,
+        sinks=reader.vector(f"{attention}.sinks", a.num_heads) if a.sinks else None,
+        o=reader.matrix(attention, {"o_proj": hidden}, a.q_size, bias=a.output_bias),
+        post_attention_norm=norm(behind[0]) if behind else None,
+        mlp_norm=norm(before[1]) if before else None,
+        router=router,
+        gate_up=gate_up,
+        down=down,
+        post_mlp_norm=norm(behind[1]) if behind else None,
+    )
+
+
+def _mlp(reader: _Reader[Weight], spec: ModelSpec, prefix: str) -> tuple[Weight | None, Weight, Weight]:
+    """The router, if there are experts, and the merged and the closing matrix of the MLP or all of them."""
+    mlp, hidden, inner = spec.mlp, spec.hidden_size, spec.mlp.intermediate_size
+    merged, closing = {"gate_proj": inner, "up_proj": inner}, {"down_proj": hidden}
+    if (experts := mlp.experts) is None:
+        return (
+            None,
+            reader.matrix(prefix, merged, hidden, bias=mlp.bias),
+            reader.matrix(prefix, closing, inner, bias=mlp.bias),
+        )
+    return (
+        reader.matrix(prefix, {"gate": experts.count}, hidden, bias=experts.bias),
+        reader.experts(prefix, experts.count, merged, hidden, bias=mlp.bias),
+        reader.experts(prefix, experts.count, closing, inner, bias=mlp.bias),
     )

@@ -1,11 +1,12 @@
-r"""The table of named pre-tokenizers: a name in a model file goes in, the regular expressions that cut text
-into words come out.
+r"""The table of pre-tokenizers: a name or an expression in a model file goes in, the regular expressions that
+cut text into words come out.
 
-Files name their pre-tokenizer and never bring their own expressions: an expression from a file could be
-made to take exponential time. The expressions are facts about how each model was trained, written in
-Oniguruma's syntax (that of the ``tokenizers`` library). They are applied one after the other, each to the
-pieces the one before left, a match and what lies between matches being a piece each. None takes more than
-linear time: ``\s+$`` of the DeepSeek originals is written ``(?<!\s)\s++$`` for that reason.
+A GGUF file names its pre-tokenizer; a tokenizer.json writes the expressions out, and only those in the table
+are run: another one could take time quadratic in the text, or end in a panic of the library's engine. The
+expressions are facts about how each model was trained, written in Oniguruma's syntax (that of the
+``tokenizers`` library). They are applied one after the other, each to the pieces the one before left, a match
+and what lies between matches being a piece each. None takes more than linear time: ``\s+$`` of the DeepSeek
+originals is written ``(?<!\s)\s++$`` for that reason.
 """
 
 import re
@@ -112,6 +113,10 @@ _GPT4O = PreTokenizer(
         ),
     )
 )
+_CL100K = (  # as tiktoken writes it
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|"
+    r"\s+(?!\S)|\s+"
+)
 _BLOOM = PreTokenizer((f" ?[^{_BLOOM_STOPS}]+",))
 
 TABLE: dict[str, PreTokenizer] = {
@@ -180,6 +185,39 @@ TABLE: dict[str, PreTokenizer] = {
     "viking": PreTokenizer((*_BLOOM.patterns, r"\p{N}")),
 }
 """``tokenizer.ggml.pre`` -> pre-tokenizer."""
+
+
+# Spellings of tokenizer.json that no named pre-tokenizer has, and what runs in their place.
+FURTHER = {
+    r"\s+$": r"(?<!\s)\s++$",
+    r"[^\S\r\n]+": r"[^\S\r\n]+",
+    r"[\r\n]+": r"[\r\n]+",
+    r"\d": r"\d",
+    r"\d+": r"\d+",
+    r"\s+": r"\s+",
+    " ": " ",
+    " +": " +",
+    " {2,}": " {2,}",
+    r"\p{N}+": r"\p{N}+",
+    r"\p{Nd}": r"\p{Nd}",
+    r"\p{L}+": r"\p{L}+",
+    _CL100K: _CL100K,
+}
+_EXPRESSIONS = {
+    **FURTHER,
+    **{pattern: pattern for pre_tokenizer in TABLE.values() for pattern in pre_tokenizer.patterns},
+}
+
+
+def find_expression(pattern: str) -> str | None:
+    """The expression to run for ``pattern`` of a tokenizer.json, ``None`` if it is not in the table.
+
+    Line ends and tabs may be written as themselves or escaped.
+    """
+    spelled = pattern
+    for character, escape in (("\r", r"\r"), ("\n", r"\n"), ("\t", r"\t")):
+        spelled = spelled.replace(character, escape)
+    return _EXPRESSIONS.get(spelled)
 
 
 def find_pre_tokenizer(name: object) -> PreTokenizer:

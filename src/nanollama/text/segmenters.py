@@ -47,7 +47,8 @@ class SentencePieceSegmenter:
     one for 262,144 tokens takes seconds, this nothing (Kudo and Richardson 2018; the order is llama.cpp's).
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, prefix_inside: bool = True) -> None:
+        """``prefix_inside``: text after a special token gets the space too that is put before a text."""
         ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
         byte_pieces = [ids.pop(f"<0x{byte:02X}>", vocabulary.special.unk) for byte in range(256)]
         self._bytes = [piece for piece in byte_pieces if piece is not None]
@@ -60,12 +61,13 @@ class SentencePieceSegmenter:
         self._ids = ids
         self._scores = vocabulary.scores
         self._space_prefix = vocabulary.space_prefix
+        self._prefix_inside = prefix_inside
         self._seam = _seam(vocabulary.tokens)
         self._cached = lru_cache(_CACHED_WORDS)(self._merge)
 
     def __call__(self, text: str, *, start: bool) -> list[int]:
         text = text.replace(" ", SPACE)
-        if self._space_prefix:
+        if self._space_prefix and (start or self._prefix_inside):
             text = SPACE + text
         ids: list[int] = []
         for word in self._seam.split(text):

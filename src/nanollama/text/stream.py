@@ -10,13 +10,17 @@ from nanollama.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turns the tokens of one answer into text. ``stopped`` becomes true when a stop string has appeared."""
+    """Turns the tokens of one answer into text. ``stopped`` becomes true when a stop string has appeared.
+
+    ``decoded`` counts the characters so far, also those that are held back.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = [s for s in stop if s]
         self._held = ""
         self.stopped = False
+        self.decoded = 0
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token."""
@@ -30,6 +34,7 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
+        self.decoded += len(text)
         found = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True

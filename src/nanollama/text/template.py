@@ -75,7 +75,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
             **extra,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [_turn(message) for message in messages],
         }
 
         def render(outside: Callable[[], dict[str, Any]]) -> str:
@@ -107,6 +107,11 @@ class ChatTemplate:
             reason = _explain(error)
         # Raised here, the error does not keep the template's variables alive, which may be large.
         raise TemplateError(reason)
+
+
+def _turn(message: Message) -> dict[str, str]:
+    turn = {"role": message.role, "content": message.content}
+    return turn if message.name is None else {**turn, "name": message.name}
 
 
 def _explain(error: Exception) -> str:

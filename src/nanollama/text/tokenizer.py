@@ -7,13 +7,16 @@ encoding takes near-linear time in the length of the text, whatever the text is.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanollama.errors import UsageError
 from nanollama.text.segmenters import SPACE, Segmenter, build_segmenter
 from nanollama.text.special import SpecialMatcher
 from nanollama.text.vocab import TokenType, Vocabulary, vocabulary_from_gguf
 from nanollama.types import Prompt
+
+if TYPE_CHECKING:
+    from nanollama.text.tokenizer_settings import TokenizerSettings
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -55,10 +58,31 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        """From a Hugging Face tokenizer.json, with the tokenizer_config.json beside it if there is one."""
+        """From a Hugging Face tokenizer.json, with the settings beside it if there are any."""
         from nanollama.text.tokenizer_json import read_tokenizer_json
+        from nanollama.text.tokenizer_settings import read_settings
 
-        return cls(*read_tokenizer_json(path))
+        return cls(*read_tokenizer_json(path, read_settings(path.parent)))
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        settings: "TokenizerSettings | None" = None,
+        *,
+        vocab_size: int | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> "Tokenizer":
+        """From a model folder: its tokenizer.json, else its SentencePiece tokenizer.model.
+
+        ``vocab_size`` is the number of ids that the model knows, ``stop_ids`` are further ones that end a
+        generation. Raises FormatError and UnsupportedError, naming the file.
+        """
+        from nanollama.text.tokenizer_folder import read_tokenizer_folder
+        from nanollama.text.tokenizer_settings import read_settings
+
+        settings = settings or read_settings(folder)
+        return cls(*read_tokenizer_folder(folder, settings, vocab_size, frozenset(stop_ids)))
 
     def encode(
         self, prompt: str | Prompt, *, add_special: bool = False, parse_special: bool = False

@@ -1,46 +1,46 @@
-"""A Hugging Face tokenizer.json: a path goes in, a ``Vocabulary`` and the segmenter for its plain text come
-out.
+"""A Hugging Face tokenizer.json: a path and the settings beside it go in, a ``Vocabulary`` and the segmenter
+for its plain text come out.
 
 Added tokens are taken out of the pipeline and matched by our own code, as for GGUF, so that text becomes a
 control token only where that is asked for. What is left (normalizer, pre-tokenizer, model) runs in the
-``tokenizers`` library as the file has it. Its regular expressions are the file's own and a hostile one can
-take exponential time, which a GGUF file can't do: load a tokenizer.json only from where you would load
-weights.
+``tokenizers`` library as the file has it. Its regular expressions must be in the table of known ones.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
+from nanollama.errors import FormatError, UnsupportedError
+from nanollama.formats.strict_json import Json, read_object
+from nanollama.text.pretokenizers import find_expression
 from nanollama.text.segmenters import SPACE, LibrarySegmenter
+from nanollama.text.tokenizer_settings import AddedToken, TokenizerSettings, added_token
 from nanollama.text.vocab import AddedFlags, Kind, SpecialIds, TokenType, Vocabulary, split_added, stop_ids
 
+_MAX_BYTES = 256 << 20  # the largest in use, of 262,144 tokens, has 33 MB
 _MAX_TOKENS = 1 << 22  # ids above would make the token table larger than any real vocabulary
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>\Z")
+_BPE_OPTIONS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_BPE_MARKS = ("continuing_subword_prefix", "end_of_word_suffix")
 _CONTINUES = "##"  # WordPiece's mark for a piece inside a word
 
-Json = dict[str, Any]
 
-
-def read_tokenizer_json(path: Path) -> tuple[Vocabulary, LibrarySegmenter]:
-    """The tokenizer in the file ``path``, with tokenizer_config.json beside it if there is one.
+def read_tokenizer_json(path: Path, settings: TokenizerSettings) -> tuple[Vocabulary, LibrarySegmenter]:
+    """The tokenizer in the file ``path``.
 
     Raises ModelNotFoundError, FormatError for a malformed file and UnsupportedError for a model other than
-    BPE and WordPiece.
+    BPE and WordPiece, or an unknown regular expression.
     """
-    spec = _read(path)
-    config_path = path.parent / "tokenizer_config.json"
-    config = _read(config_path) if config_path.exists() else {}
+    spec = read_object(path, _MAX_BYTES)
     model = _entry(spec, "model", dict, path)
     kind = _kind(spec, model, path)
-    added = spec.get("added_tokens") or []
+    added = _added(spec, settings, path)
     ids = _ids(model, added, path)
     tokens, types, flags = _table(ids, added, model, kind)
     control, user_defined = split_added(tokens, types, kind)
-    special = _special_ids(spec, config, ids, control)
+    special = _special_ids(spec, settings, ids, control)
     vocabulary = Vocabulary(
         kind=kind,
         tokens=tokens,
@@ -54,18 +54,17 @@ def read_tokenizer_json(path: Path) -> tuple[Vocabulary, LibrarySegmenter]:
     return vocabulary, _segmenter(spec, model, control, path)
 
 
-def _read(path: Path) -> Json:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(
-            f"there is no file {path}, but a tokenizer.json is expected there"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path.name} is not valid JSON ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path.name} holds {found!r:.60}, but a JSON object is expected")
-    return found
+def _added(spec: Json, settings: TokenizerSettings, path: Path) -> list[AddedToken]:
+    """The added tokens of the file, then those that only the settings name."""
+    entries = spec.get("added_tokens") or []
+    where = f"added_tokens in {path.name}"
+    if not isinstance(entries, list):
+        raise FormatError(f"{where} is {entries!r:.60}, but a list is expected")
+    found = [
+        added_token(entry, entry.get("id") if isinstance(entry, dict) else None, where) for entry in entries
+    ]
+    known = {token.text for token in found}
+    return found + [token for token in settings.added if token.text not in known]
 
 
 def _entry(spec: Json, key: str, kind: type, path: Path) -> Any:
@@ -76,10 +75,17 @@ def _entry(spec: Json, key: str, kind: type, path: Path) -> Any:
 
 
 def _kind(spec: Json, model: Json, path: Path) -> Kind:
+    unknown = model.get("unk_token")
+    if not isinstance(unknown, str | None):
+        raise FormatError(f"model.unk_token in {path.name} is {unknown!r:.60}, but a token is expected")
     name = model.get("type") or ("BPE" if "merges" in model else None)
     if name == "WordPiece":
         return "wordpiece"
     if name == "BPE":
+        if marks := [mark for mark in _BPE_MARKS if model.get(mark)]:
+            raise UnsupportedError(
+                f"model.{marks[0]} in {path.name} is {model[marks[0]]!r:.60}, which is not supported"
+            )
         mentioned = _types(spec.get("pre_tokenizer")) | _types(spec.get("decoder"))
         return "bpe" if "ByteLevel" in mentioned else "sentencepiece"
     raise UnsupportedError(
@@ -95,23 +101,19 @@ def _steps(stage: Any) -> list[Json]:
         (stage[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in stage),
         None,
     )
-    return [stage] if inner is None else [step for part in inner for step in _steps(part)]
+    if not isinstance(inner, list):
+        return [stage]
+    return [step for part in inner for step in _steps(part)]
 
 
 def _types(stage: Any) -> set[str]:
     return {str(step.get("type")) for step in _steps(stage)}
 
 
-def _ids(model: Json, added: list[Json], path: Path) -> dict[str, int]:
+def _ids(model: Json, added: Sequence[AddedToken], path: Path) -> dict[str, int]:
     """Text -> id of every token, added ones last."""
     ids: dict[str, int] = dict(_entry(model, "vocab", dict, path))
-    for token in added:
-        text, token_id = token.get("content"), token.get("id")
-        if not isinstance(text, str) or not text or not isinstance(token_id, int):
-            raise FormatError(
-                f"added_tokens in {path.name} has {token!r:.100}, but a content and an id are expected"
-            )
-        ids[text] = token_id
+    ids.update((token.text, token.id) for token in added)
     by_id: dict[int, str] = {}
     for text, token_id in ids.items():
         if type(token_id) is not int or not 0 <= token_id < _MAX_TOKENS:
@@ -128,7 +130,7 @@ def _ids(model: Json, added: list[Json], path: Path) -> dict[str, int]:
 
 
 def _table(
-    ids: Mapping[str, int], added: list[Json], model: Json, kind: Kind
+    ids: Mapping[str, int], added: Sequence[AddedToken], model: Json, kind: Kind
 ) -> tuple[list[str], list[int], dict[int, AddedFlags]]:
     """Texts and types by id, gaps unused; WordPiece pieces in GGUF's spelling."""
     count = max(ids.values()) + 1
@@ -143,41 +145,36 @@ def _table(
         tokens[token_id] = text
     flags = {}
     for token in added:
-        token_id = token["id"]
-        tokens[token_id] = token["content"]
-        types[token_id] = int(TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED)
-        found = AddedFlags(*(bool(token.get(name)) for name in ("lstrip", "rstrip", "single_word")))
+        tokens[token.id] = token.text
+        types[token.id] = int(TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
+        found = AddedFlags(token.lstrip, token.rstrip, token.single_word)
         if found != AddedFlags():
-            flags[token_id] = found
+            flags[token.id] = found
     return tokens, types, flags
 
 
-def _special_ids(spec: Json, config: Json, ids: Mapping[str, int], control: Mapping[str, int]) -> SpecialIds:
-    """From tokenizer_config.json where it speaks, else from what the post-processor puts around a text."""
-
-    def configured(key: str) -> str | None:
-        value = config.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        return text if isinstance(text, str) else None
-
+def _special_ids(
+    spec: Json, settings: TokenizerSettings, ids: Mapping[str, int], control: Mapping[str, int]
+) -> SpecialIds:
+    """From the settings where they speak, else from what the post-processor puts around a text."""
     before, after = _around(spec.get("post_processor"))
-    bos, eos = configured("bos_token") or before, configured("eos_token") or after
-    unk = configured("unk_token") or spec["model"].get("unk_token")
+    bos, eos = settings.bos or before, settings.eos or after
+    unk = settings.unk or spec["model"].get("unk_token")
     found = {}
     for name, text in (("bos_token", bos), ("eos_token", eos), ("unk_token", unk)):
         if text is not None and text not in ids:
             raise FormatError(f"{name} is {text!r:.60}, but the vocabulary has no such token")
         found[name] = None if text is None else ids[text]
-    adds_bos = config.get("add_bos_token", before is not None and before == bos)
-    adds_eos = config.get("add_eos_token", after is not None and after == eos)
+    adds_bos = before is not None and before == bos if settings.adds_bos is None else settings.adds_bos
+    adds_eos = after is not None and after == eos if settings.adds_eos is None else settings.adds_eos
     bos_id, eos_id = found["bos_token"], found["eos_token"]
     return SpecialIds(
         bos=bos_id,
         eos=eos_id,
         unk=found["unk_token"],
         stop=stop_ids(control, (eos_id,)),
-        adds_bos=bool(adds_bos) and bos_id is not None,
-        adds_eos=bool(adds_eos) and eos_id is not None,
+        adds_bos=adds_bos and bos_id is not None,
+        adds_eos=adds_eos and eos_id is not None,
     )
 
 
@@ -185,13 +182,24 @@ def _around(post_processor: Any) -> tuple[str | None, str | None]:
     """The special token the post-processor puts before a text, and the one after it."""
     for step in _steps(post_processor):
         if step.get("type") in ("BertProcessing", "RobertaProcessing"):
-            return step["cls"][0], step["sep"][0]
-        if step.get("type") == "TemplateProcessing":
-            items = [item.get("SpecialToken", {}).get("id") for item in step["single"]]
+            return _first_text(step.get("cls")), _first_text(step.get("sep"))
+        if step.get("type") == "TemplateProcessing" and isinstance(step.get("single"), list):
+            items = [_special_text(item) for item in step["single"]]
             if None in items:
                 middle = items.index(None)
                 return (items[middle - 1] if middle else None), next(iter(items[middle + 1 :]), None)
     return None, None
+
+
+def _first_text(pair: Any) -> str | None:
+    return pair[0] if isinstance(pair, list) and pair and isinstance(pair[0], str) else None
+
+
+def _special_text(item: Any) -> str | None:
+    """The special token that an item of a template is; ``None`` for the text itself."""
+    special = item.get("SpecialToken") if isinstance(item, dict) else None
+    text = special.get("id") if isinstance(special, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _prefixes_space(spec: Json) -> bool:
@@ -209,10 +217,10 @@ def _segmenter(spec: Json, model: Json, control: Mapping[str, int], path: Path) 
     """
     from tokenizers import Tokenizer
 
-    kept = {text: token_id for text, token_id in model["vocab"].items() if text not in control}
+    vocab = {text: token_id for text, token_id in model["vocab"].items() if text not in control}
     unknown = model.get("unk_token")
     if unknown in model["vocab"]:
-        kept[unknown] = model["vocab"][unknown]
+        vocab[unknown] = model["vocab"][unknown]
     bare: Json = {
         "version": "1.0",
         "added_tokens": [],
@@ -220,24 +228,60 @@ def _segmenter(spec: Json, model: Json, control: Mapping[str, int], path: Path) 
         "pre_tokenizer": spec.get("pre_tokenizer"),
         "post_processor": None,
         "decoder": None,
-        "model": {**model, "vocab": kept},
+        "model": {"type": "BPE", "vocab": {}, "merges": []}
+        if "merges" in model
+        else {**model, "vocab": vocab},
     }
-    if "merges" in model:
-        bare["model"]["merges"] = [merge for merge in model["merges"] if not _makes_control(merge, control)]
+    _check_expressions(bare, path)
     try:
         outer = Tokenizer.from_str(json.dumps(bare))
+        if "merges" in model:
+            outer.model = _bpe(model, vocab, control)
         first_only = [step for step in _steps(bare["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
         if not first_only:
             return LibrarySegmenter(outer)
         for step in first_only:
             step["prepend_scheme"] = "never"
-        return LibrarySegmenter(outer, Tokenizer.from_str(json.dumps(bare)))
-    except Exception as error:  # the library raises bare exceptions
+        inner = Tokenizer.from_str(json.dumps(bare))
+        inner.model = outer.model
+        return LibrarySegmenter(outer, inner)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare exceptions, and a panic is no Exception
         raise FormatError(
             f"{path.name} cannot be read as a tokenizer ({error}); download it again"
         ) from error
 
 
-def _makes_control(merge: Any, control: Mapping[str, int]) -> bool:
-    pieces = merge.split(" ") if isinstance(merge, str) else merge
-    return "".join(pieces) in control or any(piece in control for piece in pieces)
+def _bpe(model: Json, vocab: dict[str, int], control: Mapping[str, int]) -> Any:
+    """The model that merges, handed over as Python objects: twice as fast as writing it as JSON again."""
+    from tokenizers import models
+
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    # The library panics on some merges of unknown pieces, and says so on standard error.
+    usable = [
+        merge
+        for merge in merges
+        if len(merge) == 2 and merge[0] in vocab and merge[1] in vocab and merge[0] + merge[1] in vocab
+    ]
+    if len(usable) < len(merges):
+        for merge in set(merges) - set(usable):
+            if "".join(merge) not in control and not any(piece in control for piece in merge):
+                raise ValueError(f"the merge {merge!r:.100} is not of two tokens that make a third")
+    options = {name: model[name] for name in _BPE_OPTIONS if model.get(name) is not None}
+    return models.BPE(vocab, usable, **options)
+
+
+def _check_expressions(spec: Json, path: Path) -> None:
+    """Put the table's expression in the place of each one that the file brings."""
+    for step in _steps(spec["normalizer"]) + _steps(spec["pre_tokenizer"]):
+        pattern = step.get("pattern")
+        if not isinstance(pattern, dict) or "Regex" not in pattern:
+            continue
+        known = find_expression(str(pattern["Regex"]))
+        if known is None:
+            raise UnsupportedError(
+                f"{path.name} cuts text by the regular expression {pattern['Regex']!r:.200}, which is not in "
+                "the table of known ones; a strange expression could take time without end, so it is not run"
+            )
+        pattern["Regex"] = known
