@@ -32,6 +32,7 @@ STAGES: tuple[frozenset[str], ...] = (
     frozenset({"inputs", "answer", "creating"}),
     frozenset({"llm"}),
     frozenset({"perplexity", "measure"}),
+    frozenset({"client"}),
     frozenset({"cli", "server"}),
     frozenset({"__main__"}),
 )
@@ -78,7 +79,7 @@ GATES: dict[str, tuple[str, ...]] = {
     "requests": (),
     "urllib.request": (),
     "urllib3": (),
-    "http.client": (),
+    "http.client": ("client.py",),  # talks to a server of ours, and to the address that the user names only
     "huggingface_hub": (),
     "socket": (),
     "ftplib": (),

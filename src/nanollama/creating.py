@@ -7,8 +7,8 @@ import os
 from itertools import count
 from pathlib import Path
 
-from nanollama.errors import UnsupportedError, UsageError
-from nanollama.quant.plan import FILE_TYPES
+from nanollama.errors import UsageError
+from nanollama.quant.plan import file_type
 from nanollama.store.files import sha256_of
 from nanollama.store.imports import is_checkpoint
 from nanollama.store.names import ModelName
@@ -16,9 +16,6 @@ from nanollama.store.recipe import Recipe, over
 from nanollama.store.registry import Record, RecordFile
 from nanollama.store.store import Located, Store
 from nanollama.store.transfer import Progress, Silent
-
-SAME_TYPES = {"Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K"}
-"""Names of llama.cpp for mixtures -> the type that most of their weights have, which all matrices get."""
 
 
 def create_model(
@@ -33,7 +30,7 @@ def create_model(
 ) -> Record:
     """Register ``name`` as the weights of ``located`` with ``recipe`` on top of the one that they have.
 
-    ``parent`` is what the base is called, ``quantize`` one of ``FILE_TYPES`` or ``SAME_TYPES`` in any case.
+    ``parent`` is what the base is called, ``quantize`` what :func:`file_type` takes.
 
     Raises:
         NanollamaError: a template does not compile, weights can't be quantized, the disk is full.
@@ -72,15 +69,6 @@ def adapters_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     return paths
 
 
-def quant_type(text: str) -> str:
-    """The one of ``FILE_TYPES`` that ``text`` means. Raises ``UsageError``."""
-    wanted = SAME_TYPES.get(text.upper(), text.upper())
-    if wanted not in FILE_TYPES:
-        known = ", ".join((*FILE_TYPES, *SAME_TYPES))
-        raise UsageError(f"{text!r:.40} is no type to quantize to; expected one of {known}")
-    return wanted
-
-
 def _quantized(
     store: Store,
     name: ModelName,
@@ -91,30 +79,21 @@ def _quantized(
     progress: Progress,
 ) -> Record:
     """Write the weights in the type ``asked`` for into the folder of ``name``, and register them."""
-    from nanollama.formats.gguf import GGUFFile
+    from nanollama.model.gguf_export import opened_source
     from nanollama.quant.notices import check_room, loss_notice, misfit_notice
-    from nanollama.quant.requantize import planned_bytes, requantize_file
+    from nanollama.quant.requantize import planned_bytes, requantize
 
-    wanted = quant_type(asked)
-    if wanted != asked.upper():
-        progress.notice(
-            f"{asked} is written as {wanted}: all its matrices get that type, and none a larger one"
-        )
-    if located.path.is_dir():
-        raise UnsupportedError(
-            f"{located.path} is a folder of safetensors, and only GGUF files can be quantized when a model "
-            "is created: leave --quantize out, and give it to nanollama run instead"
-        )
+    wanted = file_type(asked)
     destination = _free_path(store.folder(name), f"{name.model}-{wanted}")
-    with GGUFFile(located.path) as file:
-        if loss := loss_notice(file):
+    with opened_source(located.path) as source:
+        if loss := loss_notice(source):
             progress.notice(loss)
-        total = planned_bytes(file, wanted)
+        total = planned_bytes(source, wanted)
         destination.parent.mkdir(parents=True, exist_ok=True)
         check_room(destination, total)
         progress.begin(destination.name, total)
         try:
-            outcome = requantize_file(file, destination, wanted, on_bytes=progress.update)
+            outcome = requantize(source, destination, wanted, on_bytes=progress.update)
         finally:
             progress.end()
     if outcome.misfits:

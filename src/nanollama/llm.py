@@ -24,12 +24,14 @@ from nanollama.inputs import (
     check_count,
     check_max_tokens,
     check_policy,
+    check_recipe,
+    check_room,
     check_stop,
     check_token_ids,
     conversation,
 )
 from nanollama.model.requantize import check_width, requantized
-from nanollama.sampling.params import model_settings, sampling_params
+from nanollama.sampling.params import sampling_params
 from nanollama.text.chat import FittedChat, fit_chat
 from nanollama.types import DEFAULT_MODEL, Completion, ContextPolicy, Message, Request, TextEvent
 
@@ -63,6 +65,7 @@ class LLM:
         threads: int | None = None,
         n_ctx: int | None = None,
         quantize: str | None = None,
+        compile: bool = False,
         cache_tokens: int | None = None,
         max_sequences: int = 32,
         max_queue: int | None = None,
@@ -72,7 +75,7 @@ class LLM:
         """Find, if need be fetch, and load a model.
 
         Args:
-            model: a name from the catalogue or the path of a ``.gguf`` file.
+            model: a name from the catalogue, the path of a ``.gguf`` file or of a checkpoint folder.
             backend: ``native`` (CPU kernels), ``torch``, or ``auto`` for the fastest that can run the model.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             dtype: ``float32``, ``float16`` or ``bfloat16``, on the torch backend; ``None`` takes what suits.
@@ -80,23 +83,32 @@ class LLM:
             n_ctx: size of the context window in tokens; ``None`` takes the model's, at most 8192.
             quantize: ``q8`` or ``q4`` quantizes wider matrices to that while loading; ``quantized`` says what
                 it saved.
+            compile: compile the model with torch.compile; a step of a new size then waits for the compiler.
             cache_tokens: size of the cache that all running answers share; ``None`` takes ``n_ctx``.
             max_sequences: answers that run at once; more wait.
             max_queue: answers that may wait; ``None`` sets no limit.
             progress: told how a download goes on.
-            notice: told when a slower way had to be taken.
+            notice: told when a slower way had to be taken, and what is being compiled.
 
         Raises:
             NanollamaError: one of its kinds, with a sentence that says what to do.
         """
         from nanollama.engine.engine import EngineConfig
-        from nanollama.store.store import resolve
+        from nanollama.store.parameters import settings_of
+        from nanollama.store.store import locate
 
-        choice = BackendChoice(backend, device, dtype, threads)
+        choice = BackendChoice(backend, device, dtype, threads, compile, quantize is not None)
         self.name = model
         if quantize is not None:
             check_width(quantize)
-        self.path: Path = resolve(model, progress=progress)
+        located = locate(model, progress=progress)
+        self.path: Path = located.path
+        self.recipe = check_recipe(located.recipe)
+        self._own = own = settings_of(self.recipe.parameters)
+        if own.device is not None and device == "auto":
+            choice = replace(choice, device=own.device)
+        if threads is None:
+            choice = replace(choice, threads=own.threads)
         start = time.perf_counter()
         limits = partial(EngineConfig, max_sequences=max_sequences, max_queue=max_queue)
         self._load(choice, n_ctx, quantize, cache_tokens, limits, notice)
@@ -112,16 +124,19 @@ class LLM:
         notice: Callable[[str], None],
     ) -> None:
         from nanollama.engine.engine import Engine
-        from nanollama.model.checkpoint import open_gguf
-        from nanollama.text.tokenizer import Tokenizer
+        from nanollama.model.folder import open_checkpoint
 
-        checkpoint = open_gguf(self.path)
+        checkpoint = open_checkpoint(self.path)
         try:
-            self.spec = checkpoint.spec
-            self.n_ctx = check_context(n_ctx, self.spec.max_context, DEFAULT_MAX_CONTEXT)
-            self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+            own_ctx = self._own.n_ctx or DEFAULT_MAX_CONTEXT
+            self.n_ctx = check_context(n_ctx, checkpoint.spec.max_context, own_ctx)
+            self.spec = checkpoint.spec.for_context(self.n_ctx)
+            if n_ctx is None and self._own.n_ctx and self.n_ctx < own_ctx:
+                notice(f"num_ctx is {own_ctx}, and the model's context window has {self.n_ctx} tokens")
+            self.num_parameters = checkpoint.num_parameters
+            self.tokenizer = checkpoint.tokenizer()
             self._template = self._chat_template(checkpoint)
-            self._model_settings = {**model_settings(checkpoint.metadata), **_recommended(self.name)}
+            self._model_settings = {**checkpoint.sampling, **self._own.sampling}
             tensors = checkpoint.tensors
             self.quantized: str | None = None
             if quantize is not None:
@@ -130,14 +145,14 @@ class LLM:
                 choice, self.spec, tensors, cache_tokens=cache_tokens or self.n_ctx, notice=notice
             )
             if quantize is not None and self.loaded.name == "torch":
-                notice(f"the torch backend computes in {self.loaded.dtype}: quantizing saves no memory there")
+                notice("the torch backend unpacks quantized weights at each use: less memory, and slower")
             root = f"{self.path.resolve()} {quantize}".encode()
             self.engine = Engine(self.loaded.backend, limits(n_ctx=self.n_ctx, root=root))
         finally:
             checkpoint.close()
 
     def _chat_template(self, checkpoint: "Checkpoint") -> "ChatTemplate | None":
-        source = checkpoint.chat_template
+        source = checkpoint.chat_template if self.recipe.template is None else self.recipe.template
         if source is None:
             return None
         from nanollama.text.template import ChatTemplate
@@ -153,6 +168,11 @@ class LLM:
     def dtype(self) -> str:
         """What it computes in; ``as stored`` on the native backend."""
         return self.loaded.dtype
+
+    @property
+    def own_settings(self) -> Mapping[str, float]:
+        """The sampling settings that come with the model; what it leaves open has a default."""
+        return self._model_settings
 
     @property
     def has_template(self) -> bool:
@@ -199,6 +219,8 @@ class LLM:
         salt: str = "",
         template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        n_ctx: int | None = None,
+        context_ids: Sequence[int] = (),
         **sampling: Any,
     ) -> list[Answer]:
         """Begin ``n`` answers to one prompt; they run together with whatever else runs.
@@ -207,9 +229,10 @@ class LLM:
             prompt: a text or token ids to continue, or the messages of a conversation (``role`` and
                 ``content``) to answer.
             n: answers to the same prompt, which is computed once. With a seed, answer i has the seed plus i.
-            max_tokens: most tokens to generate; ``None`` goes on to the end of the context window.
-            stop: texts that end the answer; they are not part of it.
-            system: a system prompt put before the messages.
+            max_tokens: most tokens to generate; ``None`` takes the model's own limit, else goes on to the
+                end of the context window.
+            stop: texts that end the answer, beside the model's own; they are not part of it.
+            system: a system prompt put before the messages; ``None`` takes the model's own.
             context_policy: what to do when a conversation is too long; see ContextPolicy.
             parse_special: recognise control tokens in a text prompt. Messages never contain control tokens.
             min_tokens: the model may not end its turn before so many tokens.
@@ -220,6 +243,8 @@ class LLM:
             salt: answers with different salts share nothing in the cache.
             template_kwargs: further variables for the chat template.
             add_generation_prompt: end the conversation where the assistant begins to speak.
+            n_ctx: a window for these answers that is smaller than the model's.
+            context_ids: tokens of an earlier conversation that the messages go on from.
             sampling: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
                 frequency_penalty, logit_bias, seed. What is not given comes from the model's own settings,
                 then from the defaults (temperature 0.8, top_k 50, top_p 0.9, repeat_penalty 1.1 over 64).
@@ -231,21 +256,30 @@ class LLM:
             OverloadedError: too many requests wait already.
         """
         check_count("n", n, 1, MAX_ANSWERS)
-        limit = check_max_tokens(max_tokens, self.n_ctx)
+        window = check_context(n_ctx, self.n_ctx, self.n_ctx)
+        if max_tokens is None:
+            max_tokens = self._own.max_tokens
+        limit = check_max_tokens(max_tokens, window)
         check_count("min_tokens", min_tokens, 0, limit)
         check_count("logprobs", logprobs or 0, 0, MAX_LOGPROBS)
         check_count("prompt_logprobs", prompt_logprobs or 0, 0, MAX_LOGPROBS)
         params = sampling_params(sampling, self._model_settings, vocab_size=self.spec.vocab_size)
         render = partial(
-            self._chat_ids, add_generation_prompt=add_generation_prompt, extra=template_kwargs or {}
+            self._chat_ids,
+            add_generation_prompt=add_generation_prompt,
+            extra=template_kwargs or {},
+            before=check_token_ids(context_ids, self.spec.vocab_size),
         )
-        fitted = self._fitted(prompt, system, context_policy, max_tokens, parse_special, render)
+        room = window - _answer_room(max_tokens, window)
+        opening = () if context_ids else self.recipe.messages
+        fitted = self._fitted(prompt, system, opening, context_policy, room, parse_special, render)
+        limit = min(limit, check_room(len(fitted.prompt_ids), window))
         request = Request(
             fitted.prompt_ids,
             params,
             max_tokens=limit,
             stop_ids=frozenset() if ignore_eos else self.tokenizer.stop_ids,
-            stop=check_stop(stop),
+            stop=tuple(dict.fromkeys((*check_stop(stop), *self._own.stop))),
             min_tokens=min_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -273,8 +307,9 @@ class LLM:
         self,
         prompt: str | Sequence[int] | Messages,
         system: str | None,
+        opening: Sequence[Message],
         policy: ContextPolicy,
-        max_tokens: int | None,
+        room: int,
         parse_special: bool,
         render: Callable[[Sequence[Message]], list[int]],
     ) -> FittedChat:
@@ -285,10 +320,11 @@ class LLM:
             ids = check_token_ids(prompt, self.spec.vocab_size)
         else:
             return fit_chat(
-                conversation(cast(Messages, prompt), system),
+                conversation(cast(Messages, prompt), system, self.recipe.system, opening),
                 render_ids=render,
-                max_prompt_tokens=self.n_ctx - self._answer_room(max_tokens),
+                max_prompt_tokens=room,
                 policy=check_policy(policy),
+                pinned=len(opening),
             )
         if system is not None:
             raise UsageError("a system prompt needs a conversation; pass messages instead of a text")
@@ -328,6 +364,7 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         extra: Mapping[str, Any] = MappingProxyType({}),
+        before: Sequence[int] = (),
     ) -> list[int]:
         if self._template is None:
             raise TemplateError(
@@ -340,23 +377,14 @@ class LLM:
             control_tokens=self.tokenizer.control_tokens,
             **extra,
         )
-        return self.tokenizer.encode(prompt, add_special=True, parse_special=True)
-
-    def _answer_room(self, max_tokens: int | None) -> int:
-        """Tokens that a conversation leaves free for its answer: an eighth, or what was asked for."""
-        return max(1, min(max_tokens or self.n_ctx // 8, self.n_ctx // 2))
+        ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
+        repeats_bos = bool(before) and ids[:1] == [self.tokenizer.bos_id]
+        return [*before, *ids[repeats_bos:]]
 
 
-def _recommended(model: str) -> Mapping[str, float]:
-    """The sampling settings that the catalogue knows for a model's name."""
-    from nanollama.store.catalogue import find_entry
-    from nanollama.store.names import ModelName
-
-    try:
-        entry = find_entry(ModelName.parse(model))
-    except UsageError:  # a path
-        return {}
-    return {} if entry is None else entry.sampling
+def _answer_room(max_tokens: int | None, window: int) -> int:
+    """Tokens that a conversation leaves free for its answer: an eighth, or what was asked for."""
+    return max(1, min(max_tokens or window // 8, window // 2))
 
 
 def _with_seed(request: Request, index: int) -> Request:

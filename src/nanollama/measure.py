@@ -15,7 +15,12 @@ from dataclasses import dataclass
 
 from nanollama.backends.native.library import Library
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput
+from nanollama.backends.select import LoadedBackend
 from nanollama.errors import UsageError
+from nanollama.model.spec import ModelSpec
+
+CHUNK = 512
+"""Tokens of a prompt in one step, as the engine takes them."""
 
 READ_BYTES = 256 << 20
 READ_REPEATS = 5
@@ -29,6 +34,45 @@ class Speed:
     decode_tok_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the machine can do: GB/s of memory and multiply-accumulates a second, measured."""
+
+    read_gb_s: float
+    mac_rate: float
+
+    def decode_share(self, speed: Speed, backend: Backend, batch: int) -> float:
+        """How much of the bandwidth decoding uses: the weights are read once for all sequences of a step."""
+        return speed.decode_tok_s / batch * backend.read_bytes / (self.read_gb_s * 1e9)
+
+    def prefill_share(self, speed: Speed, spec: ModelSpec) -> float:
+        """How much of the arithmetic prefilling uses, that of attention not counted."""
+        return speed.prefill_tok_s * macs_per_token(spec) / self.mac_rate
+
+
+def machine_bounds(loaded: LoadedBackend, threads: int) -> Bounds:
+    """The bounds of what a backend runs on, measured with its own means: some seconds."""
+    if loaded.name == "native":
+        from nanollama.backends.native.locate import find_library
+        from nanollama.backends.native.rate import mac_rate as native_rate
+
+        library = Library(find_library())
+        return Bounds(read_bandwidth(library, threads), native_rate(library, threads))
+    from nanollama.backends.torch_bounds import bandwidth, mac_rate
+
+    return Bounds(bandwidth(loaded.device), mac_rate(loaded.device, loaded.dtype))
+
+
+def macs_per_token(spec: ModelSpec) -> int:
+    """Multiply-accumulates with the weights of all layers for one token of a prompt: it needs no logits."""
+    a, hidden, inner = spec.attention, spec.hidden_size, spec.mlp.intermediate_size
+    experts = spec.mlp.experts
+    mlp = 3 * hidden * inner
+    if experts is not None:
+        mlp = mlp * experts.per_token + hidden * experts.count
+    return spec.num_layers * (hidden * (2 * a.q_size + 2 * a.kv_size) + mlp)
+
+
 def measure_speed(
     backend: Backend,
     *,
@@ -37,8 +81,11 @@ def measure_speed(
     context: int,
     batch: int,
     repeats: int,
+    chunk: int = CHUNK,
 ) -> Speed:
     """Median speed of prefilling one prompt, and of decoding ``batch`` sequences after ``context`` tokens.
+
+    Prompts go ``chunk`` tokens a step. A decode step ends with the likeliest tokens.
 
     Raises:
         UsageError: the cache is too small for what was asked.
@@ -52,7 +99,7 @@ def measure_speed(
     prefill, decode = [], []
     _prefill(backend, 32, 0)  # the first step pays for pages and threads
     for _ in range(repeats):
-        prefill.append(prefill_tokens / _seconds(lambda: _prefill(backend, prefill_tokens, 0)))
+        prefill.append(prefill_tokens / _seconds(lambda: _prefill(backend, prefill_tokens, 0, chunk)))
         decode.append(batch * decode_tokens / _decode(backend, decode_tokens, context, batch))
     return Speed(statistics.median(prefill), statistics.median(decode))
 
@@ -82,7 +129,7 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _prefill(backend: Backend, n_tokens: int, first_block: int, chunk: int = 512) -> None:
+def _prefill(backend: Backend, n_tokens: int, first_block: int, chunk: int = CHUNK) -> None:
     vocab = backend.spec.vocab_size
     for start in range(0, n_tokens, chunk):
         n = min(chunk, n_tokens - start)
@@ -105,7 +152,7 @@ def _decode(backend: Backend, n_tokens: int, context: int, batch: int) -> float:
         blocks = n_cached // backend.block_tokens + 1
         sequences = tuple(SequenceInput(1, n_cached, tuple(range(i * each, i * each + blocks))) for i in rows)
         ids = tuple((done * 7919 + i) % backend.spec.vocab_size for i in rows)
-        backend.step(ModelInput(ids, sequences, rows))
+        backend.greedy(ModelInput(ids, sequences, rows))
 
     def run() -> None:
         for done in range(n_tokens):

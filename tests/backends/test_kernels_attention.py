@@ -29,6 +29,7 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     scale: float = 0.125
+    sinks: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         tokens, kv_heads, dim = self.k.shape
@@ -79,6 +80,7 @@ class Case:
         job = Attention(
             self.cache, query.ctypes.data, heads * dim, self.table.ctypes.data, len(self.table), heads,
             self.window, self.scale, self.softcap, out.ctypes.data, heads * dim, partials.ctypes.data,
+            None if self.sinks is None else self.sinks.ctypes.data,
         )  # fmt: skip
         units = len(items) * self.cache.kv_heads
         array = (AttentionItem * len(items))(*items)
@@ -99,6 +101,9 @@ class Case:
         t, position = np.arange(len(k))[None, :], np.array(rows)[:, None]
         seen = (t <= position) & ((t > position - self.window) if self.window else True)
         scores = np.where(seen, scores, -np.inf)
+        if self.sinks is not None:  # one column more, with no value
+            sinks = np.broadcast_to(self.sinks[:, None, None].astype(np.float64), (*scores.shape[:2], 1))
+            scores, v = np.concatenate([scores, sinks], -1), np.concatenate([v, np.zeros_like(v[:1])])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return np.einsum("hqt,thd->qhd", weights / weights.sum(-1, keepdims=True), v)
 
@@ -159,6 +164,35 @@ def test_a_row_is_the_same_to_the_bit_in_any_tile_and_any_split(
     for rows, first in ((1, 590), (3, 500), (7, 240), (16, 250)):
         tiles = tiles_of(700, rows, first)
         np.testing.assert_array_equal(case.run(kernels, tiles), whole[first:])
+    np.testing.assert_array_equal(case.run(kernels, tiles_of(700, 1, 500), split=True), whole[500:])
+
+
+@pytest.mark.parametrize("window", [0, 1, 40, 300])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_a_sink_is_one_more_score_of_the_softmax(kernels: Kernels, window: int, softcap: float) -> None:
+    """Whatever its size: below all scores it changes nothing, far above them nothing is left."""
+    case = make(600, 6, 2, 64, 2.0, window=window, softcap=softcap)
+    case.sinks = np.array([0.0, 3.0, -2.0, -1e4, 1e4, -np.inf], np.float32)
+    case.store(kernels)
+    rows = [0, 1, 15, 16, 255, 256, 511, 512, 599]
+    out = case.run(kernels, [(row, 1) for row in rows])
+    expected = case.expected(rows)
+    assert (expected[:, 4] == 0).all()
+    np.testing.assert_allclose(out, expected, rtol=0, atol=3e-5)
+    case.sinks = None
+    np.testing.assert_array_equal(out[:, [3, 5]], case.run(kernels, [(row, 1) for row in rows])[:, [3, 5]])
+
+
+@pytest.mark.parametrize("window", [0, 300])
+def test_rows_with_sinks_are_the_same_to_the_bit_in_any_tile_and_any_split(
+    kernels: Kernels, window: int
+) -> None:
+    case = make(700, 7, 1, 64, window=window)
+    case.sinks = np.linspace(-3, 3, 7, dtype=np.float32)
+    case.store(kernels)
+    whole = case.run(kernels, tiles_of(700))
+    for rows, first in ((1, 590), (3, 500), (16, 250)):
+        np.testing.assert_array_equal(case.run(kernels, tiles_of(700, rows, first)), whole[first:])
     np.testing.assert_array_equal(case.run(kernels, tiles_of(700, 1, 500), split=True), whole[500:])
 
 

@@ -106,7 +106,7 @@ def activate(
     out = np.full_like(gate, np.nan)
     kernels.activate(
         which, gate.ctypes.data, address(up), cols, cols, out.ctypes.data, cols,
-        None if to is None else ctypes.byref(to), 0, rows * cols // 32,
+        None if to is None else ctypes.byref(to), 0, rows * -(-cols // 32),
     )  # fmt: skip
     return out
 
@@ -156,6 +156,76 @@ def test_the_gated_product_is_quantized_in_the_same_pass(kernels: Kernels) -> No
     apart = inputs(kernels, out)
     np.testing.assert_array_equal(quants, apart.quants)
     np.testing.assert_array_equal(meta, apart.meta)
+
+
+def clamped64(gate: NDArray[np.float64], up: NDArray[np.float64]) -> NDArray[np.float64]:
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+    return gate / (1 + np.exp(np.minimum(-1.702 * gate, 700))) * up
+
+
+def test_the_clamped_gate_is_that_of_float64(kernels: Kernels) -> None:
+    rng = np.random.default_rng(6)
+    gate = (rng.standard_normal((3, 32 * 40)) * [[0.01], [5], [50]]).astype(np.float32)
+    up = (rng.standard_normal(gate.shape) * 8).astype(np.float32)
+    gate[0, :8], up[0, :8] = (
+        [7, 7.5, 1e30, -1e30, 100, -100, 0, -0.0],
+        [7, -7, 1e30, -1e30, 0, 1e30, 7.1, -7.1],
+    )
+    expected = clamped64(gate.astype(np.float64), up.astype(np.float64))
+    np.testing.assert_allclose(activate(kernels, 2, gate, up), expected, rtol=2e-6, atol=1e-12)
+    alone = activate(kernels, 2, gate, None)
+    np.testing.assert_allclose(
+        alone, clamped64(gate.astype(np.float64), np.zeros(gate.shape)), rtol=2e-6, atol=1e-12
+    )
+
+
+def test_the_clamped_gate_does_not_hide_what_is_broken(kernels: Kernels) -> None:
+    gate, up = np.ones((1, 32), np.float32), np.ones((1, 32), np.float32)
+    gate[0, 3], up[0, 5] = np.nan, np.nan
+    out = activate(kernels, 2, gate, up)[0]
+    assert np.flatnonzero(np.isnan(out)).tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("cols", [1, 7, 31, 33, 50, 95])
+def test_gates_of_any_width_are_those_of_a_wider_row(kernels: Kernels, which: int, cols: int) -> None:
+    rng = np.random.default_rng(cols)
+    gate, up = (rng.standard_normal((3, 96)).astype(np.float32) for _ in range(2))
+    whole = activate(kernels, which, gate, up)
+    part = activate(kernels, which, *(np.ascontiguousarray(x[:, :cols]) for x in (gate, up)))
+    np.testing.assert_array_equal(part, whole[:, :cols])
+
+
+@pytest.mark.parametrize("cols", [32, 64, 50, 5])
+def test_a_sum_is_quantized_in_the_same_pass(kernels: Kernels, cols: int) -> None:
+    rng = np.random.default_rng(cols)
+    x, more = (rng.standard_normal((3, cols)).astype(np.float32) for _ in range(2))
+    expected = x + more
+    struct, quants, meta = quantized(3, cols)
+    to = ctypes.byref(struct) if cols % 32 == 0 else None
+    kernels.add(x.ctypes.data, cols, cols, more.ctypes.data, cols, to, 0, 3)
+    np.testing.assert_array_equal(x, expected)
+    if to is not None:
+        apart = inputs(kernels, expected)
+        np.testing.assert_array_equal(quants, apart.quants)
+        np.testing.assert_array_equal(meta, apart.meta)
+
+
+@pytest.mark.parametrize("cols", [32, 96, 61, 5, 17])
+@pytest.mark.parametrize("cap", [1.5, 30.0])
+def test_a_soft_cap_is_that_of_float64(kernels: Kernels, cols: int, cap: float) -> None:
+    rng = np.random.default_rng(cols)
+    wide = np.full((4, cols + 3), 99, np.float32)
+    x = wide[:, :cols]
+    x[:] = rng.standard_normal((4, cols)) * [[1e-3], [1], [40], [1e5]]
+    x[0, 0], x[1, 0], x[2, 0] = np.inf, -np.inf, 3e38
+    x[3, 4] = np.nan
+    expected = cap * np.tanh(x.astype(np.float64) / cap)
+    blocks = -(-cols // 32)
+    for unit in reversed(range(4 * blocks)):
+        kernels.softcap(wide.ctypes.data, cols + 3, cols, cap, unit, unit + 1)
+    np.testing.assert_allclose(x, expected, rtol=2e-7, atol=2e-7 * cap)
+    assert (wide[:, cols:] == 99).all()
 
 
 def argmax(kernels: Kernels, x: Floats, begin: int = 0) -> tuple[int, float]:

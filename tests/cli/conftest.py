@@ -93,6 +93,13 @@ class Stream(io.StringIO):
         self.flushed.append(self.getvalue())
 
 
+@pytest.fixture(autouse=True)
+def _no_server_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server named in the environment of whoever runs the tests isn't asked."""
+    for name in ("NANOLLAMA_HOST", "OLLAMA_HOST", "NANOLLAMA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def screen() -> Screen:
     return Screen()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanollama.cli.main import main
+from nanollama.model.shapes import SHAPES
 
 
 def bench(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -19,8 +20,8 @@ def test_json_has_every_figure(stories_path: Path, capsys: pytest.CaptureFixture
     assert facts["decode_tok_s"] > 0
     assert (facts["prefill_tokens"], facts["decode_tokens"], facts["threads"]) == (40, 3, 1)
     assert facts["backend"] == "torch cpu float32"
-    assert facts["read_gb_s"] is None
-    assert facts["decode_bandwidth_share"] is None
+    for figure in ("read_gb_s", "decode_bandwidth_share", "mac_rate", "prefill_mac_share"):
+        assert facts[figure] > 0
     assert facts["load_s"] > 0
     assert facts["rss_mb"] > 10
 
@@ -34,6 +35,8 @@ def test_the_native_backend_is_measured_beside_the_read_bandwidth(
     assert facts["read_gb_s"] > 0
     # Three sequences share one reading of the weights, so this may come near 1 but not exceed it by much.
     assert 0 < facts["decode_bandwidth_share"] < 1.5
+    assert facts["mac_rate"] > 1e9
+    assert 0 < facts["prefill_mac_share"] < 1.5
 
 
 def test_people_get_sentences(stories_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +49,43 @@ def test_people_get_sentences(stories_path: Path, capsys: pytest.CaptureFixture[
 def test_lengths_that_can_not_be_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "smollm2", option]) == 2
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        (("--backend", "native", "--weights", "Q4_0"), "native cpu as stored"),
+        (("--backend", "torch", "--dtype", "bfloat16"), "torch cpu bfloat16"),
+    ],
+)
+def test_a_shape_is_measured_with_random_weights(
+    options: tuple[str, ...],
+    backend: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = {**SHAPES["smollm2-135m"], "num_hidden_layers": 2, "vocab_size": 512}
+    monkeypatch.setitem(SHAPES, "small", small)
+    facts = json.loads(
+        bench(capsys, "--shape", "small", *options, "--json", "--threads", "1", "--batch", "2")
+    )
+    assert facts["model"].startswith("small, random")
+    assert facts["backend"] == backend
+    assert facts["decode_tok_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "a MODEL or the --shape"),
+        (("smollm2", "--shape", "smollm2-135m"), "a MODEL or the --shape"),
+        (("--shape", "gpt-5"), "known are llama-3.1-8b"),
+        (("smollm2", "--weights", "Q4_0"), "--weights"),
+        (("--shape", "smollm2-135m", "--weights", "IQ1_S"), "--weights must be one of"),
+    ],
+)
+def test_what_is_to_be_measured_must_be_clear(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err

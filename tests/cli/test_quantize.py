@@ -39,7 +39,8 @@ def test_a_source_that_was_quantized_before_is_noticed(
 REFUSALS = [
     (
         ["--type", "Q3_K"],
-        "--type must be one of Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, F16, BF16, F32, not 'Q3_K'",
+        "--type must be one of Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, F16, "
+        "BF16, F32, not 'Q3_K'",
     ),
     ([], "--type is missing: give one of Q8_0, Q4_0"),
 ]

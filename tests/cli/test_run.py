@@ -71,6 +71,7 @@ def test_the_flat_form_of_the_roadmap_is_understood_as_written(config_of) -> Non
         json=False,
         loading={"device": "cpu", "dtype": "float16"},
         generation={"temperature": 0.8, "max_tokens": 200, "top_k": 50, "top_p": 0.9, "repeat_penalty": 1.1},
+        announces=True,
     )
 
 
@@ -224,6 +225,7 @@ def test_the_roadmap_line_completes_a_text_with_a_real_model(stories_path: Path)
     done = nanollama("--prompt", "Once upon a time", "--model", str(stories_path), *options.split())
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) > 10
+    assert "Loaded 5 layers, 2" in done.stderr and "K params on cpu (float16)" in done.stderr
     assert TIMING_LINE.search(done.stderr)
     assert "[stopped: max tokens reached]" in done.stderr
 

@@ -112,3 +112,16 @@ def test_the_timing_line_has_the_documented_form() -> None:
 )
 def test_what_was_cut_is_said(completion: Completion, max_tokens: int | None, lines: list[str]) -> None:
     assert notices(completion, 100, max_tokens) == lines
+
+
+def test_a_note_during_a_status_stands_in_front_of_it(tty_screen) -> None:
+    with tty_screen.terminal.status("Loading …"):
+        tty_screen.terminal.interrupt("compiling")
+    shown = tty_screen.err.replace("\x1b[2m", "").replace("\x1b[0m", "")
+    assert shown == "Loading …\r\x1b[K[compiling]\nLoading …\r\x1b[K"
+
+
+def test_a_note_amid_an_answer_has_a_line_of_its_own(tty_screen) -> None:
+    tty_screen.terminal.write("The capital")
+    tty_screen.terminal.interrupt("compiling")
+    assert tty_screen.err.startswith("\n")

@@ -28,13 +28,20 @@ class WatchedBackend(TorchBackend):
     gate: threading.Event | None = None
 
     def step(self, batch: ModelInput) -> np.ndarray:
+        self._watch(batch)
+        return super().step(batch)
+
+    def greedy(self, batch: ModelInput) -> tuple[np.ndarray, np.ndarray]:
+        self._watch(batch)
+        return super().greedy(batch)
+
+    def _watch(self, batch: ModelInput) -> None:
         if self.gate is not None:
             assert self.gate.wait(20)
         self.__dict__.setdefault("steps", []).append(len(batch.token_ids))
         if self.trouble is not None:
             trouble, self.trouble = self.trouble, None
             raise trouble
-        return super().step(batch)
 
 
 def backend_of(kind: str = "llama", cache_tokens: int = 2048) -> WatchedBackend:
@@ -224,8 +231,10 @@ def test_a_full_queue_refuses_at_once() -> None:
     engine.close()
 
 
-def test_logits_that_are_not_numbers_are_an_error(engine: Engine) -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0)])
+def test_logits_that_are_not_numbers_are_an_error(engine: Engine, sampling: SamplingParams) -> None:
     engine.backend.step = lambda batch: np.full((1, 61), np.nan, dtype=np.float32)
+    engine.backend.greedy = lambda batch: (np.zeros(1, np.int64), np.full(1, np.nan, np.float32))
     with pytest.raises(BackendError, match="not a number"):
         tokens(engine.submit(request((1, 2))))
 

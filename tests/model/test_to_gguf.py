@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
 
 from checkpoints import CASES, VOCAB, Saved, make, opened
+from llama_oracle import llama_cpp_logits
 from nanollama.backends.ops import ModelInput, SequenceInput
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.errors import UnsupportedError
@@ -55,29 +55,6 @@ def written(saved: Saved) -> Path:
 @pytest.fixture(scope="module")
 def path(saved: Saved) -> Path:
     return written(saved)
-
-
-def llama_cpp_logits(path: Path, ids: tuple[int, ...]) -> np.ndarray:
-    """What llama.cpp says about a file that has no tokenizer, with a float32 cache and no fused attention."""
-    settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = 256
-    settings.n_threads = settings.n_threads_batch = 1
-    settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
-    settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-    assert model, "llama.cpp does not load the file"
-    context = llama_cpp.llama_init_from_model(model, settings)
-    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, token_id in enumerate(ids):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token_id, i, 1, 1
-        batch.seq_id[i][0] = 0
-    assert llama_cpp.llama_decode(context, batch) == 0
-    logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (len(ids), VOCAB)).copy()
-    llama_cpp.llama_batch_free(batch)
-    llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(model)
-    return logits
 
 
 def test_the_gguf_file_is_the_same_model(saved: Saved, path: Path) -> None:

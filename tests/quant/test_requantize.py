@@ -17,12 +17,12 @@ from nanollama.quant.decode import dequantize
 from nanollama.quant.encode import quantize
 from nanollama.quant.formats import FORMATS
 from nanollama.quant.plan import FILE_TYPES
-from nanollama.quant.requantize import PIECE_WEIGHTS, planned_bytes, requantize_file, transcoded
+from nanollama.quant.requantize import PIECE_WEIGHTS, file_source, planned_bytes, transcoded
 
 
 def converted(source: Path, target: Path, wanted: str) -> Path:
     with GGUFFile(source) as file:
-        requantize_file(file, target, wanted, on_bytes=lambda done: None)
+        requantize.requantize(file_source(file), target, wanted, on_bytes=lambda done: None)
     return target
 
 
@@ -56,11 +56,11 @@ def test_the_gguf_package_decodes_what_is_written_to_the_same_bits(
 
 
 def test_metadata_is_copied_and_says_the_new_type(stories_path: Path, tmp_path: Path) -> None:
-    target = converted(stories_path, tmp_path / "out.gguf", "Q5_K")
+    target = converted(stories_path, tmp_path / "out.gguf", "Q5_K_M")
     with GGUFFile(stories_path) as before, GGUFFile(target) as after:
         for key in before.metadata:
             assert after.typed(key) == before.typed(key)
-        assert after.metadata["general.file_type"] == FILE_TYPES["Q5_K"] == 16
+        assert after.metadata["general.file_type"] == FILE_TYPES["Q5_K_M"] == 17
         assert after.metadata["general.quantization_version"] == 2
         assert len(after.metadata) == len(before.metadata) + 2
 
@@ -81,8 +81,10 @@ def test_keys_of_a_split_model_are_left_out(tmp_path: Path) -> None:
 def test_progress_counts_up_to_the_planned_bytes(stories_path: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     with GGUFFile(stories_path) as file:
-        planned = planned_bytes(file, "Q4_0")
-        outcome = requantize_file(file, tmp_path / "out.gguf", "Q4_0", on_bytes=seen.append)
+        planned = planned_bytes(file_source(file), "Q4_0")
+        outcome = requantize.requantize(
+            file_source(file), tmp_path / "out.gguf", "Q4_0", on_bytes=seen.append
+        )
         assert outcome.before == sum(t.nbytes for t in file.tensors.values())
     assert seen == sorted(seen)
     assert seen[-1] == planned == outcome.after

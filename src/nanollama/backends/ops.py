@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from nanollama.model.spec import Activation, AttentionSpec, LayerSpec, ModelSpec
+from nanollama.model.spec import Activation, AttentionSpec, ExpertsSpec, LayerSpec, ModelSpec, RopeSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,11 @@ class Backend(Protocol):
         """Run one step, filling the cache; the logits ``[logit rows, vocab]``, valid until the next step."""
         ...
 
+    def greedy(self, batch: ModelInput) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
+        """Run one step as :meth:`step` does; of each logit row the likeliest token and its logit, NaN where
+        the row has one."""
+        ...
+
     def close(self) -> None:
         """Release weights, cache and threads."""
         ...
@@ -88,18 +93,40 @@ class Ops(Protocol[Tensor, Weight]):
         """``x @ w.T + b`` for each matrix merged into ``weight``, one result each."""
         ...
 
-    def rope(self, x: Tensor, layer: LayerSpec, head_dim: int) -> Tensor:
+    def rope(self, x: Tensor, rope: RopeSpec, head_dim: int) -> Tensor:
         """Rotate each head of ``x`` by its token's position."""
         ...
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, index: int, layer: LayerSpec, attention: AttentionSpec
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Weight | None,
+        index: int,
+        layer: LayerSpec,
+        attention: AttentionSpec,
     ) -> Tensor:
-        """Store k and v in layer ``index`` of the cache, then attend causally: ``[n, q_size]``."""
+        """Store k and v in layer ``index`` of the cache, then attend causally: ``[n, q_size]``.
+
+        ``sinks`` are one score for each query head, as ``attention.sinks`` says.
+        """
         ...
 
     def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-        """``activation(gate) * up``."""
+        """``activation(gate) * up``; ``clamped_swiglu`` is gpt-oss's way of it."""
+        ...
+
+    def experts(
+        self,
+        x: Tensor,
+        scores: Tensor,
+        gate_up: Weight,
+        down: Weight,
+        activation: Activation,
+        experts: ExpertsSpec,
+    ) -> Tensor:
+        """The sum of the gated MLPs of each token's best experts, weighed by ``scores`` ``[n, count]``."""
         ...
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -108,4 +135,8 @@ class Ops(Protocol[Tensor, Weight]):
 
     def logit_rows(self, x: Tensor) -> Tensor:
         """The rows of ``x`` whose logits the step asks for."""
+        ...
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """``cap * tanh(x / cap)``."""
         ...

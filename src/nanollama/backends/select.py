@@ -1,8 +1,8 @@
 """Which backend runs a model: what was asked for and what this machine has in, a loaded backend out.
 
 ``native`` is the way on a CPU and imports no torch. ``torch`` is the way on a GPU, for a data type other than
-the file's own, for shapes the kernels have no code for, and where the kernels could not be built; then a
-notice says so.
+the file's own, to have the model compiled, for shapes the kernels have no code for, and where the kernels
+could not be built; then a notice says so.
 """
 
 import os
@@ -22,12 +22,17 @@ DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16", "mps": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """What the caller asked for. ``None`` leaves a choice open; ``threads`` counts the caller's own."""
+    """What the caller asked for. ``None`` leaves a choice open; ``threads`` counts the caller's own.
+
+    ``keep_packed`` leaves quantized matrices packed on the torch backend, which takes less memory and longer.
+    """
 
     backend: str = "auto"
     device: str = "auto"
     dtype: str | None = None
     threads: int | None = None
+    compile: bool = False
+    keep_packed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what can't be, before anything is loaded.
@@ -50,6 +55,10 @@ class BackendChoice:
             raise UsageError(
                 f"the native backend computes with the file's own types, not in {self.dtype}; "
                 "leave --dtype out or use --backend torch"
+            )
+        if self.backend == "native" and self.compile:
+            raise UsageError(
+                "the native backend is compiled already; leave --compile out or use --backend torch"
             )
 
 
@@ -83,6 +92,7 @@ def load_backend(
     wants_native = choice.backend == "native" or (
         choice.backend == "auto"
         and choice.dtype is None
+        and not choice.compile
         and (choice.device == "cpu" or not _may_have_gpu(choice))
     )
     if wants_native:
@@ -92,7 +102,7 @@ def load_backend(
             if choice.backend == "native":
                 raise
             notice(f"using the slower torch backend: {error}")
-    return _load_torch(choice, spec, tensors, cache_tokens)
+    return _load_torch(choice, spec, tensors, cache_tokens, notice)
 
 
 def physical_cores() -> int:
@@ -129,7 +139,11 @@ def _load_native(
 
 
 def _load_torch(
-    choice: BackendChoice, spec: ModelSpec, tensors: Mapping[str, PackedTensor], cache_tokens: int
+    choice: BackendChoice,
+    spec: ModelSpec,
+    tensors: Mapping[str, PackedTensor],
+    cache_tokens: int,
+    notice: Callable[[str], None],
 ) -> LoadedBackend:
     import torch
 
@@ -139,7 +153,16 @@ def _load_torch(
     dtype = choice.dtype or DEFAULT_DTYPES[device]
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
-    backend = TorchBackend(spec, tensors, device=device, dtype=dtype, cache_tokens=cache_tokens)
+    backend = TorchBackend(
+        spec,
+        tensors,
+        device=device,
+        dtype=dtype,
+        cache_tokens=cache_tokens,
+        keep_packed=choice.keep_packed,
+        compile=choice.compile,
+        notice=notice,
+    )
     return LoadedBackend(backend, "torch", device, dtype)
 
 

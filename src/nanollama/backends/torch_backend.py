@@ -4,50 +4,26 @@ ModelInput in, float32 logits out. Weights are decoded and converted once, one t
 while loading is the weights in the chosen data type plus the largest single tensor in float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nanollama.backends.ops import ModelInput
-from nanollama.backends.torch_ops import TorchCache, TorchOps, TorchWeight
+from nanollama.backends.torch_cache import TorchCache
+from nanollama.backends.torch_model import TorchModel
+from nanollama.backends.torch_weights import TorchPacker
 from nanollama.errors import BackendError
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.spec import ModelSpec
-from nanollama.model.transformer import forward
 from nanollama.model.weights import load_weights
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_TOKENS = 32
 MAX_ROWS = 4096
 MAX_SEQUENCES = 1024
-
-
-class TorchPacker:
-    """Takes parameters in as tensors of one data type on one device; norm weights stay float32."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
-        self.dtype = dtype
-
-    def matrix(self, parts: Sequence[PackedTensor], biases: Sequence[PackedTensor]) -> TorchWeight:
-        sizes = tuple(part.shape[0] for part in parts)
-        data = torch.empty(sum(sizes), parts[0].shape[1], dtype=self.dtype, device=self.device)
-        for rows, part in zip(data.split(sizes), parts, strict=True):
-            rows.copy_(torch.from_numpy(part.float32()))
-        bias = torch.cat([torch.from_numpy(b.float32()) for b in biases]) if biases else None
-        return TorchWeight(data, sizes, None if bias is None else bias.to(self.device, self.dtype))
-
-    def vector(self, tensor: PackedTensor) -> TorchWeight:
-        return TorchWeight(torch.from_numpy(tensor.float32()).to(self.device, torch.float32))
-
-    def embedding(self, tensor: PackedTensor, *, is_head: bool) -> TorchWeight:
-        return self.matrix([tensor], [])
 
 
 class TorchBackend:
@@ -61,8 +37,16 @@ class TorchBackend:
         device: str,
         dtype: str,
         cache_tokens: int,
+        keep_packed: bool = False,
+        compile: bool = False,
+        graphs: bool = True,
+        notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load the weights and reserve a cache for ``cache_tokens`` tokens (rounded up to whole blocks).
+
+        With ``keep_packed`` quantized matrices stay as they are and are decoded at each use. ``compile`` has
+        steps compiled when their shape first comes up, of which ``notice`` is told, and on CUDA ``graphs``
+        decode steps captured.
 
         Raises:
             FormatError: the tensors do not fill the model exactly.
@@ -72,12 +56,22 @@ class TorchBackend:
         self.block_tokens = BLOCK_TOKENS
         self.max_rows, self.max_sequences = MAX_ROWS, MAX_SEQUENCES
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
-        self._dtype = DTYPES[dtype]
+        self._device, self._dtype = torch.device(device), DTYPES[dtype]
         try:
-            self._weights = load_weights(spec, tensors, TorchPacker(torch.device(device), self._dtype))
-            self._cache = TorchCache(
-                spec.num_layers, self.num_blocks, BLOCK_TOKENS, spec.attention, self._weights.embedding.data
+            packer = TorchPacker(self._device, self._dtype, keep_packed=keep_packed)
+            weights = load_weights(spec, tensors, packer)
+            cache = TorchCache(
+                spec.num_layers, self.num_blocks, BLOCK_TOKENS, spec.attention, self._device, self._dtype
             )
+            self._model = TorchModel(spec, weights, cache, self._device, self._dtype)
+            self._logits = self._model.logits
+            if compile:
+                from nanollama.backends.torch_compile import CompiledModel
+
+                compiled = CompiledModel(self._model, graphs=graphs, notice=notice)
+                with torch.no_grad():
+                    compiled.prepare()
+                self._logits = compiled.logits
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise BackendError(
                 f"the {device} device has too little memory for this model in {dtype} with a context of "
@@ -86,23 +80,36 @@ class TorchBackend:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that decoding a token reads: the embedding table only where it is the head."""
-        w = self._weights
-        parameters = [w.norm, w.head]
+        """Bytes of weights that decoding a token reads: the embedding table only where it is the head, and of
+        the experts those that one token goes to.
+        """
+        w, experts = self._model.weights, self.spec.mlp.experts
+        total = w.norm.nbytes + w.head.nbytes
         for layer in w.layers:
-            parameters += [getattr(layer, field.name) for field in fields(layer)]
-        return sum(p.data.nbytes for p in parameters if p is not None)
+            sizes = {f.name: weight.nbytes for f in fields(layer) if (weight := getattr(layer, f.name))}
+            if experts is not None:
+                for name in ("gate_up", "down"):
+                    sizes[name] = sizes[name] * experts.per_token // experts.count
+            total += sum(sizes.values())
+        return total
 
-    def step(self, batch: ModelInput) -> "NDArray[np.float32]":
+    def step(self, batch: ModelInput) -> NDArray[np.float32]:
         """Run one step; the logits ``[len(batch.logit_rows), vocab]``."""
-        with torch.inference_mode():
-            ops = TorchOps(batch, self._cache, self._dtype)
-            return forward(ops, self.spec, self._weights).float().cpu().numpy()
+        with torch.no_grad():
+            return self._logits(batch).float().cpu().numpy()
+
+    def greedy(self, batch: ModelInput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Run one step; the likeliest token of each logit row, and its logit."""
+        with torch.no_grad():
+            best = self._logits(batch).float().max(dim=-1)
+            # One copy, and so one wait, for both: a float64 holds every token id exactly.
+            both = torch.stack([best.indices.double(), best.values.double()]).cpu().numpy()
+        return both[0].astype(np.int64), both[1].astype(np.float32)
 
     def close(self) -> None:
         """Release the weights and the cache."""
-        self.__dict__.pop("_weights", None)
-        self.__dict__.pop("_cache", None)
+        self.__dict__.pop("_model", None)
+        self.__dict__.pop("_logits", None)
 
 
 def choose_device(name: str) -> str:

@@ -50,14 +50,15 @@ def add_create_parser(subparsers: "Subparsers") -> None:
 def create_command(args: argparse.Namespace) -> int:
     """Makes the model ``args.name``; what it is based on is fetched if need be."""
     from nanollama.cli.progress import ProgressBar
-    from nanollama.creating import adapters_of, base_of, create_model, quant_type
+    from nanollama.creating import adapters_of, base_of, create_model
+    from nanollama.quant.plan import file_type
     from nanollama.store.modelfile import decode, parse
     from nanollama.store.names import ModelName
     from nanollama.store.store import Store
 
     name = ModelName.parse(args.name)
     if args.quantize is not None:
-        quant_type(args.quantize)
+        file_type(args.quantize)
     modelfile = parse(decode(_read(args.file)))
     folder = Path() if args.file == "-" else Path(args.file).parent
     base = base_of(modelfile.from_, folder)

@@ -18,8 +18,10 @@ from nanollama.cli.imports import add_import_parser
 from nanollama.cli.models import add_cp_parser, add_list_parser, add_path_parser, add_rm_parser
 from nanollama.cli.options import did_you_mean
 from nanollama.cli.perplexity import add_perplexity_parser
+from nanollama.cli.ps import add_ps_parser, add_stop_parser
 from nanollama.cli.pull import add_pull_parser
 from nanollama.cli.quantize import add_quantize_parser
+from nanollama.cli.remote import with_address
 from nanollama.cli.run import add_flat_options, add_run_parser
 from nanollama.cli.search import add_search_parser
 from nanollama.cli.serve import add_flat_serve_options, add_serve_parser
@@ -42,6 +44,8 @@ COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
     add_bench_parser,
     add_perplexity_parser,
     add_serve_parser,
+    add_ps_parser,
+    add_stop_parser,
     add_quantize_parser,
     add_create_parser,
     add_completion_parser,
@@ -70,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, options and words in any order, or ``UsageError`` with a suggestion."""
-        args, unknown = self.parse_known_intermixed_args(argv)
+        args, unknown = self.parse_known_intermixed_args(with_address(argv))
         if unknown:
             option = unknown[0].partition("=")[0]
             if not option.startswith("-"):

@@ -73,13 +73,17 @@ def choice(text: str, choices: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One thing that ``LLM.events`` can be told: its keyword, its flags and how its text is read."""
+    """One thing that ``LLM`` or ``LLM.events`` can be told: its keyword, its flags and how its text is read.
+
+    A switch is on where its flag is given, without a text.
+    """
 
     name: str
     flags: tuple[str, ...]
     metavar: str
     help: str
     parse: Callable[[str], Any]
+    is_switch: bool = False
 
     def read(self, text: str, label: str | None = None) -> Any:
         """The value of ``text``. Raises ``UsageError``, which calls the setting ``label``."""
@@ -156,6 +160,14 @@ LOADING = (
         "quantize wider matrices to q8 or q4 while loading",
         partial(choice, choices=tuple(AT_LOAD)),
     ),
+    Setting(
+        "compile",
+        ("--compile",),
+        "",
+        "compile the model with torch.compile: slow to begin, faster then",
+        bool,
+        is_switch=True,
+    ),
 )
 CONTEXT = Setting(
     "n_ctx", ("--ctx", "--n-ctx"), "N", "context window in tokens (the model's)", partial(whole, low=8)
@@ -167,6 +179,11 @@ _REPEATABLE = ("logit_bias", "stop")
 def add_settings(parser: argparse._ActionsContainer, settings: tuple[Setting, ...]) -> None:
     """Give ``parser`` the flags of ``settings``; what is not given is ``None``."""
     for setting in settings:
+        if setting.is_switch:
+            parser.add_argument(
+                *setting.flags, dest=setting.name, help=setting.help, action="store_true", default=None
+            )
+            continue
         parser.add_argument(
             *setting.flags,
             dest=setting.name,

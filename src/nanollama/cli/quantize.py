@@ -9,11 +9,11 @@ from nanollama.cli.options import Setting, add_settings, choice, given
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import UsageError
 from nanollama.quant.notices import check_room, loss_notice, misfit_notice
-from nanollama.quant.plan import FILE_TYPES, size_text
+from nanollama.quant.plan import ALIASES, FILE_TYPES, size_text
 
 
 def _type_name(text: str) -> str:
-    return choice(text.upper(), tuple(FILE_TYPES))
+    return choice(ALIASES.get(text.upper(), text.upper()), tuple(FILE_TYPES))
 
 
 TYPE = Setting("type", ("--type",), "TYPE", ", ".join(FILE_TYPES), _type_name)
@@ -23,11 +23,11 @@ def add_quantize_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser = subparsers.add_parser(
         "quantize",
         help="write a model file with smaller weights",
-        description="Write the model SRC to the file DST with its matrices in TYPE. As with llama.cpp, the "
-        "matrix of output logits keeps at least six bits, and matrices that a type's blocks don't fit get a "
-        "larger type.",
+        description="Write the model SRC to the GGUF file DST with its matrices in TYPE. As with llama.cpp, "
+        "the matrix of output logits keeps at least six bits, matrices that a type's blocks don't fit get a "
+        "larger type, and so do in Q4_K_S to Q5_K_M those that matter most.",
     )
-    parser.add_argument("source", metavar="SRC", help="a name or a .gguf file")
+    parser.add_argument("source", metavar="SRC", help="a name, a .gguf file or a folder of safetensors")
     parser.add_argument("destination", metavar="DST", help="the .gguf file to write")
     add_settings(parser, (TYPE,))
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
@@ -44,21 +44,21 @@ def quantize_command(args: argparse.Namespace) -> int:
     from nanollama.store.store import locate
 
     terminal = Terminal(sys.stdout, sys.stderr)
-    source = locate(args.source, progress=ProgressBar()).path
-    if destination.exists() and destination.samefile(source):
+    path = locate(args.source, progress=ProgressBar()).path
+    if destination.exists() and destination.samefile(path):
         raise UsageError(f"SRC and DST are both {destination}: give another DST")
 
-    from nanollama.formats.gguf import GGUFFile
-    from nanollama.quant.requantize import planned_bytes, requantize_file
+    from nanollama.model.gguf_export import opened_source
+    from nanollama.quant.requantize import planned_bytes, requantize
 
-    with GGUFFile(source) as file:
-        if loss := loss_notice(file):
+    with opened_source(path) as source:
+        if loss := loss_notice(source):
             terminal.note(loss)
-        total = planned_bytes(file, wanted)
+        total = planned_bytes(source, wanted)
         check_room(destination, total)
         bar = ProgressBar()
         bar.begin(destination.name, total)
-        outcome = requantize_file(file, destination, wanted, on_bytes=bar.update)
+        outcome = requantize(source, destination, wanted, on_bytes=bar.update)
         bar.end()
     if outcome.misfits:
         terminal.note(misfit_notice(outcome.misfits, wanted))

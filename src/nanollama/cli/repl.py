@@ -7,18 +7,16 @@ interrupted or failed; an error of one answer leaves the session usable.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanollama.cli.options import CONTEXT, GENERATION, LOADING, did_you_mean
 from nanollama.cli.reader import Reader, unquoted
+from nanollama.cli.remote import Model
 from nanollama.cli.run import checked, short_name, show
 from nanollama.cli.terminal import Terminal, notices, timing_text
 from nanollama.errors import NanollamaError, UsageError
 from nanollama.store.parameters import settings_of
 from nanollama.types import Message
-
-if TYPE_CHECKING:
-    from nanollama.llm import LLM
 
 SETTINGS = {setting.name: setting for setting in GENERATION}
 FIXED = tuple(setting.name for setting in (*LOADING, CONTEXT))
@@ -32,7 +30,7 @@ class Repl:
     """A session with a loaded model. Without ``chat`` each entry is completed by itself, as plain text."""
 
     def __init__(
-        self, llm: "LLM", terminal: Terminal, *, chat: bool, system: str | None, generation: Mapping[str, Any]
+        self, llm: Model, terminal: Terminal, *, chat: bool, system: str | None, generation: Mapping[str, Any]
     ) -> None:
         self._llm, self._terminal, self._chat = llm, terminal, chat
         self._system = llm.recipe.system if system is None else system
@@ -178,7 +176,7 @@ class Repl:
         llm = self._llm
         facts = {
             "model": llm.name,
-            "file": str(llm.path),
+            "from": str(llm.path),
             "context": f"{llm.n_ctx} tokens",
             "device": f"{llm.device} {llm.dtype}",
             "template": "yes" if llm.has_template else "none: plain completion",

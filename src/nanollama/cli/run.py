@@ -6,20 +6,31 @@ same events whether it is streamed or printed as JSON.
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nanollama.cli.options import CONTEXT, GENERATION, LOADING, add_settings, given
+from nanollama.cli.remote import (
+    Model,
+    add_server_option,
+    check_loading,
+    check_options,
+    connect,
+    server_address,
+    server_of_run,
+)
 from nanollama.cli.terminal import Terminal, notices, timing_text
+from nanollama.client import Address
 from nanollama.errors import UsageError
 from nanollama.types import DEFAULT_MODEL, Completion, Message, TextEvent
 
@@ -32,7 +43,10 @@ HINT_AFTER_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """What one invocation is to do. ``prompt`` ``None`` leaves the first word to a person."""
+    """What one invocation is to do. ``prompt`` ``None`` leaves the first word to a person.
+
+    Without a ``server`` the model is loaded here. ``announces`` says what was loaded.
+    """
 
     model: str
     prompt: str | None
@@ -42,6 +56,8 @@ class RunConfig:
     json: bool
     loading: Mapping[str, Any]
     generation: Mapping[str, Any]
+    server: Address | None = None
+    announces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +103,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     add_settings(parser.add_argument_group("how to answer"), GENERATION)
-    add_settings(parser.add_argument_group("how to load"), (*LOADING, CONTEXT))
+    loading = parser.add_argument_group("how to load")
+    add_server_option(
+        loading, "use the server at ADDRESS (localhost:8000), which may have the model in memory already"
+    )
+    add_settings(loading, (*LOADING, CONTEXT))
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -106,14 +126,14 @@ def batch_command(args: argparse.Namespace) -> int:
     """Answer every prompt of ``--batch-file``."""
     from nanollama.cli.batch import CACHE_TOKENS, read_items, run_batch
 
-    for name in ("prompt", "interactive", "json"):
-        if getattr(args, name):
+    for name in ("prompt", "interactive", "json", "server"):
+        if getattr(args, name) not in (None, False):
             raise UsageError(f"--{name} does not go with --batch-file: leave one of them out")
     items = read_items(Path(args.batch_file))
     loading, generation = given(args, (*LOADING, CONTEXT)), given(args, GENERATION)
     output = Path(args.output) if args.output else None
     terminal = Terminal(sys.stdout, sys.stderr)
-    with load(args.model, {"cache_tokens": CACHE_TOKENS, **loading}, terminal) as llm:
+    with load(args.model, {"cache_tokens": CACHE_TOKENS, **loading}, terminal, announces=True) as llm:
         chat = args.chat or args.system is not None
         if chat and args.system is not None:
             generation = {**generation, "system": args.system}
@@ -127,9 +147,9 @@ def command_config(args: argparse.Namespace) -> RunConfig:
     model = words[0] if names_model else DEFAULT_MODEL
     rest = words[1:] if names_model else words
     prompt = " ".join(rest) if rest else None
-    return run_config(
-        args, model, prompt, interactive=prompt is None and is_person(sys.stdin), chat=not args.raw
-    )
+    server = server_of_run(args.server, os.environ)
+    interactive = prompt is None and is_person(sys.stdin)
+    return run_config(args, model, prompt, server, interactive=interactive, chat=not args.raw)
 
 
 def flat_config(args: argparse.Namespace) -> RunConfig:
@@ -138,11 +158,19 @@ def flat_config(args: argparse.Namespace) -> RunConfig:
         raise UsageError("--raw and --chat contradict each other: give one of them")
     interactive = args.interactive or (args.prompt is None and is_person(sys.stdin))
     chat = not args.raw and (args.chat or interactive or args.system is not None)
-    return run_config(args, args.model, args.prompt, interactive=interactive, chat=chat)
+    server = None if args.server is None else server_address(args.server, os.environ)
+    config = run_config(args, args.model, args.prompt, server, interactive=interactive, chat=chat)
+    return replace(config, announces=True)
 
 
 def run_config(
-    args: argparse.Namespace, model: str, prompt: str | None, *, interactive: bool, chat: bool
+    args: argparse.Namespace,
+    model: str,
+    prompt: str | None,
+    server: Address | None,
+    *,
+    interactive: bool,
+    chat: bool,
 ) -> RunConfig:
     """The checked configuration of a run. Piped standard input is read, unless it is the session's input."""
     if args.raw and args.system is not None:
@@ -156,9 +184,12 @@ def run_config(
     if prompt is not None:
         checked(prompt, "the prompt")
     loading, generation = given(args, (*LOADING, CONTEXT)), given(args, GENERATION)
+    if server is not None:
+        check_loading(loading, server)
+        check_options(generation)
     if not interactive:
         prompt = joined(piped_text(sys.stdin), prompt)
-    return RunConfig(model, prompt, interactive, chat, args.system, args.json, loading, generation)
+    return RunConfig(model, prompt, interactive, chat, args.system, args.json, loading, generation, server)
 
 
 def is_person(stdin: TextIO | None) -> bool:
@@ -211,9 +242,9 @@ def checked(text: str, what: str) -> str:
 
 
 def run(config: RunConfig) -> int:
-    """Load the model and do what ``config`` says."""
+    """Load the model, or have the server do it, and do what ``config`` says."""
     terminal = Terminal(sys.stdout, sys.stderr)
-    with load(config.model, config.loading, terminal) as llm:
+    with opened(config, terminal) as llm:
         chat = config.chat and llm.has_template
         if config.chat and not llm.has_template:
             if config.system is not None:
@@ -235,8 +266,15 @@ def run(config: RunConfig) -> int:
         return run_once(llm, config.prompt, config, terminal, chat=chat)
 
 
-def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
-    """The model, with a bar while it is fetched and a message while it is read.
+def opened(config: RunConfig, terminal: Terminal) -> AbstractContextManager[Model]:
+    """The model that ``config`` names, for as long as it is used."""
+    if config.server is None:
+        return load(config.model, config.loading, terminal, announces=config.announces)
+    return nullcontext(connect(config.server, config.model, config.loading.get("n_ctx"), terminal))
+
+
+def load(model: str, loading: Mapping[str, Any], terminal: Terminal, *, announces: bool = False) -> "LLM":
+    """The model, with a bar while it is fetched, a message while it is read, and what it is if wanted.
 
     It is resolved first, so that a name that means nothing costs no import of anything heavy.
     """
@@ -244,19 +282,21 @@ def load(model: str, loading: Mapping[str, Any], terminal: Terminal) -> "LLM":
     from nanollama.store.store import locate
 
     locate(model, progress=ProgressBar())
-    notices: list[str] = []
     with terminal.status(f"Loading {model} …"):
         from nanollama.llm import LLM
 
-        llm = LLM(model, notice=notices.append, **loading)
-    for notice in notices:
-        terminal.note(notice)
+        llm = LLM(model, notice=terminal.interrupt, **loading)
+    if announces:
+        from nanollama.cli.show import count_text
+
+        size = count_text(llm.num_parameters)
+        terminal.say(f"Loaded {llm.spec.num_layers} layers, {size} params on {llm.device} ({llm.dtype})")
     if llm.quantized:
         terminal.say(llm.quantized)
     return llm
 
 
-def run_once(llm: "LLM", prompt: str, config: RunConfig, terminal: Terminal, *, chat: bool) -> int:
+def run_once(llm: Model, prompt: str, config: RunConfig, terminal: Terminal, *, chat: bool) -> int:
     """One prompt, one answer. Raises ``KeyboardInterrupt`` again when what was written is a whole line."""
     question = [Message("user", prompt)] if chat else prompt
     system = config.system if chat else None
@@ -305,17 +345,17 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def short_name(llm: "LLM") -> str:
+def short_name(llm: Model) -> str:
     """What the model is called in a sentence: its name, or the last part of its path."""
     return Path(llm.name).name
 
 
-def as_json(llm: "LLM", completion: Completion, first_s: float) -> dict[str, Any]:
+def as_json(llm: Model, completion: Completion, first_s: float) -> dict[str, Any]:
     timings = completion.timings
     return {
         "model": llm.name,
         "text": completion.text,
-        "token_ids": list(completion.token_ids),
+        "token_ids": list(completion.token_ids) or None,  # those of a raw answer are not sent by a server
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "timings": {

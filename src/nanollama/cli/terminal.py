@@ -28,6 +28,7 @@ class Terminal:
         self._out, self._err = out, err
         self.out_is_tty, self.err_is_tty = out.isatty(), err.isatty()
         self._column_zero = True
+        self._status = ""
         self._color = self.err_is_tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def write(self, text: str) -> None:
@@ -53,6 +54,16 @@ class Terminal:
         self._err.write(f"\x1b[2m{line}\x1b[0m\n" if self._color else f"{line}\n")
         self._err.flush()
 
+    def interrupt(self, text: str) -> None:
+        """A note at any time: in front of a ``status``, or on a line of its own amid an answer."""
+        if self._status:
+            self.clear_line()
+        elif not self._column_zero and self.out_is_tty and self.err_is_tty:
+            self._err.write("\n")
+        self.note(text)
+        self._err.write(self._status)
+        self._err.flush()
+
     def space(self) -> None:
         """An empty line that sets what follows apart, for a person only."""
         if self.err_is_tty:
@@ -73,11 +84,13 @@ class Terminal:
     def status(self, text: str) -> Iterator[None]:
         """Show ``text`` while the body runs, only to a person, and leave no trace."""
         if self.err_is_tty:
-            self._err.write(harmless(text))
+            self._status = harmless(text)
+            self._err.write(self._status)
             self._err.flush()
         try:
             yield
         finally:
+            self._status = ""
             self.clear_line()
 
 
@@ -117,8 +130,10 @@ def notices(completion: Completion, n_ctx: int, max_tokens: int | None) -> list[
 
 
 def _why_length(completion: Completion, n_ctx: int, max_tokens: int | None) -> str:
-    if max_tokens is not None and len(completion.token_ids) >= max_tokens:
+    # A server says only how many tokens there were, of which the first came with the prompt.
+    generated = len(completion.token_ids) or completion.timings.decode_tokens + 1
+    if max_tokens is not None and generated >= max_tokens:
         return "stopped: max tokens reached"
-    if completion.prompt_tokens + len(completion.token_ids) >= n_ctx - 1:
+    if completion.prompt_tokens + generated >= n_ctx - 1:
         return f"stopped: the context window of {n_ctx} tokens is full"
     return "stopped: token limit reached"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nanollama.model.quantized import StoredTensor
     from nanollama.quant.bits import Floats
-    from nanollama.quant.grouped import Groups
+    from nanollama.quant.grouped import Groups, Order
 
 INTS = ("I32",)
 REALS = ("F16", "BF16", "F32")
@@ -61,8 +61,8 @@ class Layer:
         ):
             wanted = " x ".join("any" if size is None else str(size) for size in shape)
             raise FormatError(
-                f"the tensor {tensor.name} has shape {list(tensor.shape)}; expected a matrix of {wanted} from "
-                "the tensors beside it and config.json"
+                f"the tensor {tensor.name} has shape {list(tensor.shape)}; expected a matrix of {wanted} "
+                "from the tensors beside it"
             )
         return tensor
 
@@ -199,8 +199,11 @@ def _grouped(
     )
 
 
-def _order(layer: Layer, part: str | None, columns: int, count: int) -> "NDArray[np.int32] | None":
-    """The group of each input where the layer says so; FormatError if inputs and groups do not fit."""
+def _order(layer: Layer, part: str | None, columns: int, count: int) -> "Order | None":
+    """The group of each input, ``None`` if equal groups lie one after another.
+
+    FormatError if inputs and groups do not fit.
+    """
     import numpy as np
 
     if part is None or not layer.has(part):
@@ -213,7 +216,8 @@ def _order(layer: Layer, part: str | None, columns: int, count: int) -> "NDArray
         raise FormatError(
             f"the tensor {tensor.name} does not name one of {count} groups for each of {columns} inputs"
         )
-    return order
+    in_order = columns % count == 0 and (order == np.arange(columns) // (columns // count)).all()
+    return None if in_order else order
 
 
 def _scales(

@@ -63,8 +63,8 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> 
     reader = _READERS.get(method)
     if reader is None:
         raise UnsupportedError(
-            f"the checkpoint is quantized by {method}, and what is read is {', '.join(sorted(_READERS))}; use "
-            "the original checkpoint with --quantize, or a GGUF file"
+            f"the checkpoint is quantized by {method}, and what is read is {', '.join(sorted(_READERS))}; "
+            "use the original checkpoint with --quantize, or a GGUF file"
         )
     found, rest = reader(settings, tensors)
     return found | {name: as_stored(tensor) for name, tensor in rest.items()}
@@ -104,8 +104,8 @@ def _gptq(settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> S
     version = formats[_one_of(settings, "checkpoint_format", tuple(formats), default="gptq")]
     if settings.get("dynamic"):
         raise UnsupportedError(
-            "the checkpoint is quantized by gptq with other settings for some layers (dynamic in config.json), "
-            "which is not read; use the original checkpoint with --quantize"
+            "the checkpoint is quantized by gptq with other settings for some layers (dynamic in "
+            "config.json), which is not read; use the original checkpoint with --quantize"
         )
     found, rest = _layers(tensors, ".qweight", partial(gptq_layer, bits=bits, version=version))
     return found, _without_padding(found, rest)

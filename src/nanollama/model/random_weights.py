@@ -26,8 +26,8 @@ _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q4_1": ((0, 1 / 4.6), (2, -7.5 / 4.6)),
     "Q5_0": ((0, 1 / 9.2),),
     "Q5_1": ((0, 1 / 9.2), (2, -15.5 / 9.2)),
-    "Q4_K": ((0, 1 / 160), (2, 7.5 / 160)),
-    "Q5_K": ((0, 1 / 330), (2, 15.5 / 330)),
+    "Q4_K": ((0, 1 / 260), (2, 7.5 / 260)),
+    "Q5_K": ((0, 1 / 537), (2, 15.5 / 537)),
     "Q6_K": ((208, 1 / 1370),),
 }
 """Where float16 numbers lie in a block, and what makes the weights' spread 1 there if all other bytes are
@@ -68,7 +68,7 @@ def _tensor(name: str, shape: tuple[int, ...], wanted: str, *, is_head: bool) ->
 def _constant(value: float, n: int) -> memoryview:
     import numpy as np
 
-    return memoryview(np.full(n, value, np.float32)).cast("B")
+    return np.full(n, value, np.float32).data.cast("B")
 
 
 def random_blocks(fmt: QuantFormat, n_weights: int, spread: float, seed: int) -> memoryview:
@@ -89,4 +89,4 @@ def random_blocks(fmt: QuantFormat, n_weights: int, spread: float, seed: int) ->
         part[...] = np.frombuffer(rng.bytes(part.size), np.uint8).reshape(part.shape)
         for offset, factor in _SCALES[fmt.name]:
             part[:, offset : offset + 2] = np.array([spread * factor], "<f2").view(np.uint8)
-    return memoryview(blocks).cast("B")
+    return blocks.data.cast("B")

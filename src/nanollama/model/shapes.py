@@ -64,7 +64,12 @@ def _gemma3(window: int) -> dict[str, Any]:
 
 
 _QWEN3 = {**_qwen("qwen3"), "head_dim": 128}
-_EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+_EXPERTS = {
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
 
 SHAPES: dict[str, Mapping[str, Any]] = {
     "llama-3.1-8b": {**_llama3(8.0), **_sizes(4096, 14336, 32, 32, 8, 128256, 131072), **UNTIED},

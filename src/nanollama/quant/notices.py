@@ -1,4 +1,4 @@
-"""What to tell about quantizing a file: facts about source and target in, a sentence or a refusal out."""
+"""What to tell about quantizing a model: facts about source and target in, a sentence or a refusal out."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from nanollama.errors import UsageError
 from nanollama.quant.plan import size_text
 
 if TYPE_CHECKING:
-    from nanollama.formats.gguf import GGUFFile
+    from nanollama.quant.requantize import Source
 
 FULL_PRECISION = ("F32", "F16", "BF16", "F64")
 _HEADER_ROOM = 64 << 20  # for metadata, of which a vocabulary is most
@@ -25,15 +25,15 @@ def check_room(destination: Path, n_bytes: int) -> None:
         )
 
 
-def loss_notice(file: "GGUFFile") -> str | None:
+def loss_notice(source: "Source") -> str | None:
     """What to tell about a source that was quantized before, or nothing."""
-    names = {t.fmt.name for t in file.tensors.values() if len(t.shape) > 1}
+    names = {t.fmt.name for t in source.tensors if len(t.shape) > 1}
     packed = sorted(names.difference(FULL_PRECISION))
     if not packed:
         return None
     return (
-        f"{file.path.name} is quantized already ({', '.join(packed)}): what was lost then stays lost; "
-        "a file in F16 or F32 gives better results"
+        f"{source.label} is quantized already ({', '.join(packed)}): what was lost then stays lost; "
+        "weights in F16 or F32 give better results"
     )
 
 

@@ -1,4 +1,4 @@
-"""One packed form to another: a model file and a type come in, a file of that type goes out.
+"""One packed form to another: a model's tensors and a type come in, a GGUF file of that type goes out.
 
 Tensors stream through: each is decoded and encoded in pieces, several at a time on threads (numpy lets go of
 the interpreter meanwhile), so that a model larger than memory can be quantized. What already has its type is
@@ -8,24 +8,25 @@ copied.
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanollama.errors import UnsupportedError, UsageError
+from nanollama.errors import UnsupportedError
 from nanollama.formats.gguf import GGUFFile
 from nanollama.formats.gguf_values import Typed, ValueType
-from nanollama.formats.gguf_write import Payload, write_gguf
+from nanollama.formats.gguf_write import Packed, Payload, Value, write_gguf
 from nanollama.quant.bits import Bytes
 from nanollama.quant.decode import dequantize
 from nanollama.quant.encode import quantize
 from nanollama.quant.formats import QuantFormat
-from nanollama.quant.plan import FILE_TYPES, QUANTIZATION_VERSION, Stored, file_targets, misfits
+from nanollama.quant.plan import FILE_TYPES, QUANTIZATION_VERSION, Stored, file_targets, file_type, misfits
 
 PIECE_WEIGHTS = 1 << 18
 """Weights that a thread takes at a time; a multiple of all block sizes."""
@@ -33,6 +34,28 @@ PIECE_WEIGHTS = 1 << 18
 MAX_THREADS = 4
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor(Stored):
+    """A tensor that can be read. ``release`` gives up the memory that this took."""
+
+    read: Callable[[], Packed]
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model to be written: ``label`` is what notices call it, ``metadata`` that of the file."""
+
+    label: str
+    metadata: Mapping[str, Value]
+    tensors: Sequence[SourceTensor]
+
+    @property
+    def table(self) -> dict[str, Stored]:
+        """The tensors by name, as the plan takes them."""
+        return {tensor.name: tensor for tensor in self.tensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +71,7 @@ class Outcome:
 
 
 def transcoded(
-    source: QuantFormat, data: memoryview | NDArray[np.uint8], target: QuantFormat, *, name: str
+    source: QuantFormat, data: Packed | NDArray[np.uint8], target: QuantFormat, *, name: str
 ) -> Iterator[Bytes]:
     """The packed bytes of a tensor in another format, piece by piece, in order.
 
@@ -77,65 +100,72 @@ def transcoded(
                 future.cancel()
 
 
-def requantize_file(
-    file: GGUFFile, destination: Path, wanted: str, *, on_bytes: Callable[[int], None]
-) -> Outcome:
-    """Write the model of an open file to ``destination`` with its matrices in the type ``wanted``.
+def requantize(source: Source, destination: Path, wanted: str, *, on_bytes: Callable[[int], None]) -> Outcome:
+    """Write a model to ``destination`` with its matrices in ``wanted``, what ``plan.file_type`` takes.
 
-    ``on_bytes`` is called with the number of bytes of weights written so far; ``plan.file_targets`` says what
+    ``on_bytes`` is called with the number of bytes of weights written so far; ``planned_bytes`` says what
     they will be in the end. The destination appears when it is complete.
 
     Raises:
-        UsageError: ``wanted`` is not one of ``plan.FILE_TYPES``.
+        UsageError: there is no such type.
         UnsupportedError: a tensor is of a type that can't be decoded.
         FormatError: a tensor holds weights that are infinite, not a number or too large for the type.
     """
-    if wanted not in FILE_TYPES:
-        raise UsageError(f"{wanted!r} is no type to quantize to; expected one of {', '.join(FILE_TYPES)}")
-    tensors = stored_tensors(file)
-    targets = file_targets(tensors, wanted)
-    for name, tensor in tensors.items():
-        if targets[name] != tensor.fmt and not tensor.fmt.decodable:
+    wanted = file_type(wanted)
+    targets = file_targets(source.table, wanted)
+    for tensor in source.tensors:
+        if targets[tensor.name] != tensor.fmt and not tensor.fmt.decodable:
             raise UnsupportedError(
-                f"the tensor {name} is of type {tensor.fmt.name}, which can't be decoded; "
+                f"the tensor {tensor.name} is of type {tensor.fmt.name}, which can't be decoded; "
                 "quantize from an F16 or F32 file"
             )
     written = 0
 
-    def payload(tensor: Stored, target: QuantFormat) -> Callable[[], Iterator[memoryview]]:
-        def pieces() -> Iterator[memoryview]:
+    def payload(tensor: SourceTensor, target: QuantFormat) -> Callable[[], Iterator[Packed]]:
+        def pieces() -> Iterator[Packed]:
             nonlocal written
-            for piece in _packed_as(file, tensor, target):
+            for piece in _packed_as(tensor, target):
                 yield piece
-                written += piece.nbytes
+                written += len(piece)
                 on_bytes(written)
-            file.release(tensor.name)
+            tensor.release()
 
         return pieces
 
     table: list[tuple[str, tuple[int, ...], QuantFormat, Payload]] = [
-        (name, tensor.shape, targets[name], payload(tensor, targets[name]))
-        for name, tensor in tensors.items()
+        (tensor.name, tensor.shape, targets[tensor.name], payload(tensor, targets[tensor.name]))
+        for tensor in source.tensors
     ]
-    write_gguf(destination, _metadata(file, wanted), table)
-    before = sum(tensor.nbytes for tensor in file.tensors.values())
-    return Outcome(before, written, {name: targets[name].name for name in misfits(tensors, wanted)})
+    write_gguf(destination, _metadata(source, wanted), table)
+    before = sum(tensor.fmt.nbytes(prod(tensor.shape)) for tensor in source.tensors)
+    return Outcome(before, written, {name: targets[name].name for name in misfits(source.table, wanted)})
 
 
-def stored_tensors(file: GGUFFile) -> dict[str, Stored]:
-    """The table of tensors of a file, as the plan takes it."""
-    return {info.name: Stored(info.name, info.shape, info.fmt) for info in file.tensors.values()}
+def file_source(file: GGUFFile) -> Source:
+    """The model in an open file; one in several parts becomes one file."""
+    tensors = [
+        SourceTensor(
+            info.name,
+            info.shape,
+            info.fmt,
+            read=partial(file.data, info.name),
+            release=partial(file.release, info.name),
+        )
+        for info in file.tensors.values()
+    ]
+    metadata = {key: file.typed(key) for key in file.metadata if key not in _SPLIT_KEYS}
+    return Source(file.path.name, metadata, tensors)
 
 
-def planned_bytes(file: GGUFFile, wanted: str) -> int:
-    """Bytes that the weights of a file take in the type ``wanted``."""
-    tensors = stored_tensors(file)
-    targets = file_targets(tensors, wanted)
-    return sum(targets[name].nbytes(prod(tensor.shape)) for name, tensor in tensors.items())
+def planned_bytes(source: Source, wanted: str) -> int:
+    """Bytes that the weights of a model take in the type ``wanted``."""
+    table = source.table
+    targets = file_targets(table, wanted)
+    return sum(targets[name].nbytes(prod(tensor.shape)) for name, tensor in table.items())
 
 
-def _packed_as(file: GGUFFile, tensor: Stored, target: QuantFormat) -> Iterator[memoryview]:
-    data = file.data(tensor.name)
+def _packed_as(tensor: SourceTensor, target: QuantFormat) -> Iterator[Packed]:
+    data = tensor.read()
     if target == tensor.fmt:
         yield data
         return
@@ -143,12 +173,13 @@ def _packed_as(file: GGUFFile, tensor: Stored, target: QuantFormat) -> Iterator[
         yield piece.data
 
 
-def _metadata(file: GGUFFile, wanted: str) -> dict[str, Typed]:
-    """The metadata of ``file`` with what describes the weights set anew; of a split model, as of one file."""
-    metadata = {key: file.typed(key) for key in file.metadata if key not in _SPLIT_KEYS}
-    metadata["general.file_type"] = Typed(ValueType.UINT32, FILE_TYPES[wanted])
-    metadata["general.quantization_version"] = Typed(ValueType.UINT32, QUANTIZATION_VERSION)
-    return metadata
+def _metadata(source: Source, wanted: str) -> dict[str, Value]:
+    """The metadata of the model with what describes the weights set anew."""
+    return {
+        **source.metadata,
+        "general.file_type": Typed(ValueType.UINT32, FILE_TYPES[wanted]),
+        "general.quantization_version": Typed(ValueType.UINT32, QUANTIZATION_VERSION),
+    }
 
 
 def _usable_cpus() -> int:

@@ -54,7 +54,7 @@ DEFAULTS: dict[str, float] = {
     "repeat_last_n": 64,
 }
 
-_GGUF_KEYS = {
+GGUF_KEYS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
     "general.sampling.top_p": "top_p",
@@ -62,11 +62,12 @@ _GGUF_KEYS = {
     "general.sampling.penalty_repeat": "repeat_penalty",
     "general.sampling.penalty_last_n": "repeat_last_n",
 }
+"""Keys of a GGUF file -> our settings."""
 
 
 def model_settings(metadata: Mapping[str, Any]) -> dict[str, float]:
     """The sampling settings a GGUF file recommends for its model, under our names."""
-    return {name: metadata[key] for key, name in _GGUF_KEYS.items() if key in metadata}
+    return {name: metadata[key] for key, name in GGUF_KEYS.items() if key in metadata}
 
 
 def sampling_params(

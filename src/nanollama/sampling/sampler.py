@@ -21,6 +21,12 @@ from nanollama.sampling.random import uniform
 from nanollama.types import SamplingParams
 
 
+def takes_likeliest(params: SamplingParams) -> bool:
+    """Whether :func:`sample` returns the token with the highest logit, whatever the context."""
+    penalties = (params.repeat_penalty, params.frequency_penalty, params.presence_penalty)
+    return params.temperature == 0 and not params.logit_bias and penalties == (None, None, None)
+
+
 def sample(logits: Logits, params: SamplingParams, context: Sequence[int], seed: int) -> int:
     """Choose the token that follows ``context`` (prompt and generated ids) given its logits ``[vocab]``."""
     if params.logit_bias:

@@ -45,7 +45,7 @@ class Tokenizer:
         self.adds_bos: bool = special.adds_bos
         self.adds_eos: bool = special.adds_eos
         self.control_tokens: Mapping[str, int] = vocabulary.control
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._segment = segmenter
         self._matcher = SpecialMatcher(vocabulary.control, vocabulary.user_defined, vocabulary.flags)
         self._bytes: dict[int, bytes] = {}
@@ -123,7 +123,7 @@ class Tokenizer:
                     f"there is no token {token_id}; the vocabulary has the ids 0 to {self.vocab_size - 1}"
                 )
             found = self._bytes[token_id] = self._piece_bytes(token_id)
-        if skip_special and self._vocabulary.tokens[token_id] in self.control_tokens:
+        if skip_special and self.vocabulary.tokens[token_id] in self.control_tokens:
             return b""
         return found
 
@@ -135,18 +135,18 @@ class Tokenizer:
         """
         raw = b"".join(self.token_bytes(token_id, skip_special=skip_special) for token_id in ids)
         text = raw.decode("utf-8", "replace")
-        prefixed = self._vocabulary.space_prefix or self._vocabulary.kind == "wordpiece"
+        prefixed = self.vocabulary.space_prefix or self.vocabulary.kind == "wordpiece"
         return text[1:] if strip_prefix and prefixed and text.startswith(" ") else text
 
     def _piece_bytes(self, token_id: int) -> bytes:
-        text, kind = self._vocabulary.tokens[token_id], self._vocabulary.types[token_id]
+        text, kind = self.vocabulary.tokens[token_id], self.vocabulary.types[token_id]
         if kind == TokenType.UNUSED:
             return b""
         if kind == TokenType.BYTE:
             return bytes((int(text[3:5], 16),))
         if text in self.control_tokens:
             return text.encode("utf-8", "surrogateescape")
-        if self._vocabulary.kind != "bpe":
+        if self.vocabulary.kind != "bpe":
             return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
         if kind == TokenType.USER_DEFINED or not all(character in _BYTE_OF for character in text):
             return text.encode("utf-8", "surrogateescape")

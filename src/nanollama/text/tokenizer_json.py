@@ -19,7 +19,7 @@ from nanollama.text.segmenters import SPACE, LibrarySegmenter
 from nanollama.text.tokenizer_settings import AddedToken, TokenizerSettings, added_token
 from nanollama.text.vocab import AddedFlags, Kind, SpecialIds, TokenType, Vocabulary, split_added, stop_ids
 
-_MAX_BYTES = 256 << 20  # the largest in use, of 262,144 tokens, has 33 MB
+MAX_BYTES = 256 << 20  # the largest in use, of 262,144 tokens, has 33 MB
 _MAX_TOKENS = 1 << 22  # ids above would make the token table larger than any real vocabulary
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>\Z")
 _BPE_OPTIONS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
@@ -33,7 +33,7 @@ def read_tokenizer_json(path: Path, settings: TokenizerSettings) -> tuple[Vocabu
     Raises ModelNotFoundError, FormatError for a malformed file and UnsupportedError for a model other than
     BPE and WordPiece, or an unknown regular expression.
     """
-    spec = read_object(path, _MAX_BYTES)
+    spec = read_object(path, MAX_BYTES)
     model = _entry(spec, "model", dict, path)
     kind = _kind(spec, model, path)
     added = _added(spec, settings, path)
@@ -93,7 +93,7 @@ def _kind(spec: Json, model: Json, path: Path) -> Kind:
     )
 
 
-def _steps(stage: Any) -> list[Json]:
+def steps(stage: Any) -> list[Json]:
     """The steps of a normalizer, pre-tokenizer, decoder or post-processor, nested sequences laid flat."""
     if not isinstance(stage, dict):
         return []
@@ -103,11 +103,11 @@ def _steps(stage: Any) -> list[Json]:
     )
     if not isinstance(inner, list):
         return [stage]
-    return [step for part in inner for step in _steps(part)]
+    return [step for part in inner for step in steps(part)]
 
 
 def _types(stage: Any) -> set[str]:
-    return {str(step.get("type")) for step in _steps(stage)}
+    return {str(step.get("type")) for step in steps(stage)}
 
 
 def _ids(model: Json, added: Sequence[AddedToken], path: Path) -> dict[str, int]:
@@ -180,7 +180,7 @@ def _special_ids(
 
 def _around(post_processor: Any) -> tuple[str | None, str | None]:
     """The special token the post-processor puts before a text, and the one after it."""
-    for step in _steps(post_processor):
+    for step in steps(post_processor):
         if step.get("type") in ("BertProcessing", "RobertaProcessing"):
             return _first_text(step.get("cls")), _first_text(step.get("sep"))
         if step.get("type") == "TemplateProcessing" and isinstance(step.get("single"), list):
@@ -203,11 +203,11 @@ def _special_text(item: Any) -> str | None:
 
 
 def _prefixes_space(spec: Json) -> bool:
-    steps = _steps(spec.get("normalizer")) + _steps(spec.get("pre_tokenizer"))
+    found = steps(spec.get("normalizer")) + steps(spec.get("pre_tokenizer"))
     return any(
         (step.get("type") == "Prepend" and step.get("prepend") == SPACE)
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in steps
+        for step in found
     )
 
 
@@ -237,7 +237,7 @@ def _segmenter(spec: Json, model: Json, control: Mapping[str, int], path: Path) 
         outer = Tokenizer.from_str(json.dumps(bare))
         if "merges" in model:
             outer.model = _bpe(model, vocab, control)
-        first_only = [step for step in _steps(bare["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
+        first_only = [step for step in steps(bare["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
         if not first_only:
             return LibrarySegmenter(outer)
         for step in first_only:
@@ -274,7 +274,7 @@ def _bpe(model: Json, vocab: dict[str, int], control: Mapping[str, int]) -> Any:
 
 def _check_expressions(spec: Json, path: Path) -> None:
     """Put the table's expression in the place of each one that the file brings."""
-    for step in _steps(spec["normalizer"]) + _steps(spec["pre_tokenizer"]):
+    for step in steps(spec["normalizer"]) + steps(spec["pre_tokenizer"]):
         pattern = step.get("pattern")
         if not isinstance(pattern, dict) or "Regex" not in pattern:
             continue

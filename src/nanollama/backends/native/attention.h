@@ -115,6 +115,15 @@ NL_INLINE F merged(F before, F now, const Rescale& rescale) {
                                : fma(before, every<F>(rescale.before), now * every<F>(rescale.now));
 }
 
+// Divides the sum of a head's values by the sum of their weights, with that of its sink where there is one.
+// Always the last step of a row, so that it is the same however the row's spans were cut.
+NL_INLINE void finish(const NlAttention& job, RowState state, int64_t head) {
+    float before = 1;
+    if (job.sinks) before = merge(state, job.sinks[head], 1).before;
+    for (int64_t d = 0; d < job.cache.head_dim; d += 8)
+        store(state.acc + d, load(state.acc + d) * all(before) / all(state.total));
+}
+
 // Where one head's keys and values of one sequence lie.
 struct Pages {
     const NlCache& cache;
@@ -204,8 +213,7 @@ struct SpanTile {
                 const bool all_seen = low[m] <= here && here + kLanes <= high[m];
                 for (int h = 0; h < kVecs; ++h) {
                     Vec s = sums.of[p][m][h] * every<Vec>(job.scale);
-                    if (job.softcap != 0)
-                        s = every<Vec>(job.softcap) * tanh(s / every<Vec>(job.softcap));
+                    if (job.softcap != 0) s = softcap(s, job.softcap);
                     if (!all_seen) s = hide(s, here + h * kVecLanes, low[m], high[m]);
                     store(scores + m * kSpan + here - from + h * kVecLanes, s);
                     top[m][h] = max(top[m][h], s);
@@ -362,7 +370,7 @@ inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t 
             acc[dim] = states[i].maximum;
             acc[dim + 1] = states[i].total;
         } else if (states[i].total != 0) {
-            for (int64_t d = 0; d < dim; d += 8) store(acc + d, load(acc + d) / all(states[i].total));
+            finish(job, states[i], kv_head * group + i % group);
         }
     }
 }
@@ -397,7 +405,7 @@ inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merg
             for (int64_t d = 0; d < dim; d += 8)
                 store(state.acc + d, merged(load(state.acc + d), load(part + d), rescale));
         }
-        for (int64_t d = 0; d < dim; d += 8) store(state.acc + d, load(state.acc + d) / all(state.total));
+        finish(*job, state, head);
     }
 }
 

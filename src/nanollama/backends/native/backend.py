@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Cache, Library
 from nanollama.backends.native.memory import Arena
-from nanollama.backends.native.ops import NativeOps
+from nanollama.backends.native.ops import LANES, NativeOps
 from nanollama.backends.native.packer import NativePacker
 from nanollama.backends.native.tape import AttentionPlan, OpKind, Pool, Rotation, Step, array_of
 from nanollama.backends.ops import ModelInput
@@ -29,25 +29,32 @@ SPAN = 256
 """Tokens of the cache that one piece of attention work covers; the kernels count spans from token 0."""
 TILE_ROWS = 16
 """Neighbouring rows of one sequence that share a pass over keys and values."""
+MAX_HEAD_DIM = 512
+MAX_GROUP = 128
+"""Query heads for a key-value head; the kernels have room on the stack for that many."""
+
+
+def missing_features(spec: ModelSpec) -> list[str]:
+    """What ``spec`` asks for and the kernels have no code for, in words; empty for a model that can run."""
+    a = spec.attention
+    group = a.num_heads // a.num_kv_heads
+    found = {
+        f"heads of {a.head_dim} dimensions, more than {MAX_HEAD_DIM}": a.head_dim > MAX_HEAD_DIM,
+        f"{group} query heads for each key-value head, more than {MAX_GROUP}": group > MAX_GROUP,
+    }
+    return [feature for feature, is_asked in found.items() if is_asked]
 
 
 def check_supported(spec: ModelSpec) -> None:
-    """Refuse shapes the kernels have no code for.
+    """Refuse models the kernels have no code for.
 
     Raises:
-        UnsupportedError: names the size and what it has to be a multiple of.
+        UnsupportedError: names what is missing.
     """
-    if spec.attention.head_dim % 16:
+    if missing := missing_features(spec):
         raise UnsupportedError(
-            f"the native backend needs heads of a multiple of 16 dimensions; this model's have "
-            f"{spec.attention.head_dim} (use --backend torch)"
+            f"the native backend has no code for {' and '.join(missing)}; the torch backend has"
         )
-    for name, size in (("hidden", spec.hidden_size), ("intermediate", spec.mlp.intermediate_size)):
-        if size % 32:
-            raise UnsupportedError(
-                f"the native backend needs a multiple of 32 for the {name} size; this model's is {size} "
-                "(use --backend torch)"
-            )
 
 
 class NativeBackend:
@@ -81,6 +88,8 @@ class NativeBackend:
         packer = NativePacker(library, self._pool, self._arena)
         self._weights = load_weights(spec, tensors, packer)
         self.read_bytes = packer.n_bytes - (0 if spec.tied_head else packer.embedding_bytes)
+        if (experts := spec.mlp.experts) is not None:
+            self.read_bytes -= packer.expert_bytes * (experts.count - experts.per_token) // experts.count
         self.decoded = packer.decoded
         self._buffers: dict[str, int] = {}
         self._allocate_step()
@@ -95,6 +104,12 @@ class NativeBackend:
         """Run one step; the logits ``[len(batch.logit_rows), vocab]``, valid until the next step."""
         self._pool.replay(self._kernels, self._ops, self._fill(batch))
         return self._read_logits(len(batch.logit_rows))
+
+    def greedy(self, batch: ModelInput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Run one step; the likeliest token of each logit row, and its logit."""
+        logits = self.step(batch)
+        best = logits.argmax(axis=1)
+        return best, logits[np.arange(len(best)), best]
 
     def step_timed(self, batch: ModelInput) -> dict[OpKind, int]:
         """Run one step; the nanoseconds that each kind of record took."""
@@ -127,10 +142,14 @@ class NativeBackend:
         # Only rows that are decoded alone are spread over spans.
         self._max_spans = -(-self.num_blocks * BLOCK_TOKENS // SPAN)
 
+    @property
+    def _padded_head_dim(self) -> int:
+        return -(-self.spec.attention.head_dim // LANES) * LANES
+
     def _allocate_cache(self) -> list[Cache]:
         """One piece of memory ``[block][layer][keys, values]``: it is taken as blocks come into use."""
-        a = self.spec.attention
-        size = BLOCK_TOKENS * a.kv_size  # float16 numbers in the keys of one block and layer
+        a, dim = self.spec.attention, self._padded_head_dim
+        size = BLOCK_TOKENS * a.num_kv_heads * dim  # float16 numbers in the keys of one block and layer
         stride = 2 * size * self.spec.num_layers
         start = self._arena.take(self.num_blocks * stride * 2)
         return [
@@ -139,7 +158,7 @@ class NativeBackend:
                 values=start + 2 * ((2 * i + 1) * size),
                 block_size=BLOCK_TOKENS,
                 kv_heads=a.num_kv_heads,
-                head_dim=a.head_dim,
+                head_dim=dim,
                 block_stride=stride,
             )
             for i in range(self.spec.num_layers)
@@ -148,7 +167,7 @@ class NativeBackend:
     def _bind_attention(self, call: Attention) -> None:
         call.block_tables = self._tables.ctypes.data
         call.block_table_stride = self.num_blocks
-        heads, dim = self.spec.attention.num_heads, self.spec.attention.head_dim
+        heads, dim = self.spec.attention.num_heads, self._padded_head_dim
         slots = MAX_SEQUENCES + self._max_spans  # every sequence decoding, one of them over the whole cache
         call.partials = self._buffer("partials", slots * heads * (dim + 2) * 4)
         self._max_slots = slots

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels.h"
+#include "layout.h"
 #include "simd.h"
 
 namespace nl {
@@ -66,12 +67,27 @@ NL_INLINE F gelu_tanh(F x) {
     return x / (every<F>(1) + exp(-u2));
 }
 
+// gpt-oss's gate and what it multiplies. A NaN passes through both.
+constexpr float kSwigluLimit = 7, kSwigluSlope = 1.702f;
+
+template <class F>
+NL_INLINE F clamped_swish(F x) {
+    x = min(every<F>(kSwigluLimit), x);
+    return x / (every<F>(1) + exp(x * every<F>(-kSwigluSlope)));
+}
+template <class F>
+NL_INLINE F clamped_up(F x) {
+    return max(every<F>(-kSwigluLimit), min(every<F>(kSwigluLimit), x)) + every<F>(1);
+}
+
 // ---- quantization -----------------------------------------------------------------------------------------
 
 // 32 floats to int8 within -127..127 with one scale. The largest magnitude is taken on the bits, where
 // infinity and NaN are the largest: they end up in the scale, so that a broken activation shows instead of
 // vanishing.
-NL_INLINE void quantize_block(const F8 (&x)[4], int8_t* quants, float* meta) {
+NL_INLINE void quantize_at(const NlActivations& to, int64_t row, int64_t block, const F8 (&x)[4]) {
+    const int64_t at = row * to.cols + block * 32, number = row * (to.cols / 32) + block;
+    float* meta = to.meta + number * 4;
     const I8 magnitude = all_int(0x7fffffff);
     const I8 largest =
         max(max((I8)x[0] & magnitude, (I8)x[1] & magnitude), max((I8)x[2] & magnitude, (I8)x[3] & magnitude));
@@ -84,16 +100,19 @@ NL_INLINE void quantize_block(const F8 (&x)[4], int8_t* quants, float* meta) {
     const float scale = amax >= 1e-30f || amax != amax ? amax / 127.0f : 0.0f;
     I8 q[4];
     for (int i = 0; i < 4; ++i) q[i] = usable ? round_to_int(x[i] * inverse) : all_int(0);
-    pack_bytes(quants, q[0], q[1], q[2], q[3]);
+    pack_bytes(to.quants + at, q[0], q[1], q[2], q[3]);
     const int32_t low = sum_lanes(q[0] + q[1]), high = sum_lanes(q[2] + q[3]);
     meta[0] = scale;
     meta[1] = scale * float(low + high);
     meta[2] = scale * float(low);
     meta[3] = scale * float(high);
-}
-
-NL_INLINE void quantize_at(const NlActivations& to, int64_t row, int64_t block, const F8 (&x)[4]) {
-    quantize_block(x, to.quants + row * to.cols + block * 32, to.meta + (row * (to.cols / 32) + block) * 4);
+    if (!to.fine) return;
+    for (int i = 0; i < 4; ++i) {
+        const F8 rest = fma(x[i], inverse, -to_float(q[i]));  // within half a step
+        q[i] = usable ? round_to_int(rest * all(kFineSteps)) : all_int(0);
+    }
+    pack_bytes(to.fine + at, q[0], q[1], q[2], q[3]);
+    to.fine_sums[number] = scale / kFineSteps * float(sum_lanes((q[0] + q[1]) + (q[2] + q[3])));
 }
 
 NL_INLINE void load_block(const float* p, F8 (&x)[4]) {
@@ -157,6 +176,25 @@ inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, i
     }
 }
 
+// ---- sum ----------------------------------------------------------------------------------------------------
+
+inline void add(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride,
+                const NlActivations* quantized, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        float* to = x + row * stride;
+        const float* from = add + row * add_stride;
+        int64_t k = 0;
+        for (; k + 32 <= cols; k += 32) {
+            F8 v[4];
+            load_block(to + k, v);
+            for (int i = 0; i < 4; ++i) v[i] += load(from + k + 8 * i);
+            store_block(to + k, v);
+            if (quantized) quantize_at(*quantized, row, k / 32, v);
+        }
+        for (; k < cols; ++k) to[k] += from[k];
+    }
+}
+
 // ---- rotation ---------------------------------------------------------------------------------------------
 
 inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim,
@@ -183,23 +221,71 @@ inline void rope(float* x, int64_t stride, int64_t heads, int64_t head_dim, int6
 
 // ---- gated activation -------------------------------------------------------------------------------------
 
-inline void activate(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols,
-                     float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
-                     int64_t end) {
-    const int64_t blocks = cols / 32;
+template <int activation>
+NL_INLINE void activate_block(const float* gate, const float* up, float* values) {
+    for (int i = 0; i < 32; i += kVecLanes) {
+        const Vec x = load_vec(gate + i);
+        Vec y;
+        if constexpr (activation == NL_SILU) y = silu(x);
+        if constexpr (activation == NL_GELU_TANH) y = gelu_tanh(x);
+        if constexpr (activation == NL_CLAMPED_SWIGLU) y = clamped_swish(x);
+        if (up) {
+            const Vec factor = load_vec(up + i);
+            y *= activation == NL_CLAMPED_SWIGLU ? clamped_up(factor) : factor;
+        }
+        store(values + i, y);
+    }
+}
+
+template <int activation>
+void activate_as(const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
+                 int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
+    const int64_t blocks = (cols + 31) / 32;
     for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / blocks, block = unit % blocks, at = row * stride + block * 32;
+        const int64_t left = cols - block * 32;
         alignas(64) float values[32];
-        for (int i = 0; i < 32; i += kVecLanes) {
-            const Vec x = load_vec(gate + at + i);
-            Vec y = activation == NL_GELU_TANH ? gelu_tanh(x) : silu(x);
-            if (up) y *= load_vec(up + at + i);
-            store(values + i, y);
+        if (left < 32) {
+            float gates[32] = {}, ups[32] = {};
+            memcpy(gates, gate + at, left * sizeof(float));
+            if (up) memcpy(ups, up + at, left * sizeof(float));
+            activate_block<activation>(gates, up ? ups : nullptr, values);
+            if (out) memcpy(out + row * out_stride + block * 32, values, left * sizeof(float));
+            continue;
         }
+        activate_block<activation>(gate + at, up ? up + at : nullptr, values);
         F8 v[4];
         load_block(values, v);
         if (out) store_block(out + row * out_stride + block * 32, v);
         if (quantized) quantize_at(*quantized, row, block, v);
+    }
+}
+
+inline void activate(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols,
+                     float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
+                     int64_t end) {
+    const auto as = activation == NL_GELU_TANH        ? activate_as<NL_GELU_TANH>
+                    : activation == NL_CLAMPED_SWIGLU ? activate_as<NL_CLAMPED_SWIGLU>
+                                                      : activate_as<NL_SILU>;
+    as(gate, up, stride, cols, out, out_stride, quantized, begin, end);
+}
+
+// ---- soft cap -----------------------------------------------------------------------------------------------
+
+template <class F>
+NL_INLINE F softcap(F x, float cap) {
+    return every<F>(cap) * tanh(x / every<F>(cap));
+}
+
+inline void softcap(float* x, int64_t stride, int64_t cols, float cap, int64_t begin, int64_t end) {
+    const int64_t blocks = (cols + 31) / 32;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        float* at = x + unit / blocks * stride + unit % blocks * 32;
+        const int64_t left = cols - unit % blocks * 32;
+        int64_t i = 0;
+        for (; i + kVecLanes <= left && i < 32; i += kVecLanes)
+            store(at + i, softcap(load_vec(at + i), cap));
+        for (; i < left && i < 32; ++i) at[i] = softcap(all(at[i]), cap)[0];
     }
 }
 

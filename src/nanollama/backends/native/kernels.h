@@ -28,13 +28,16 @@ struct NlMatrix {
 
 // Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be
 // null). `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of
-// the 32.
+// the 32. Where 8-bit weights read them, `fine` holds what rounding to `quants` left over, in 254ths of the
+// scale: weights that exact deserve no less (else both are null).
 struct NlActivations {
     const float* values;  // [rows, stride]
     int64_t stride;
     int8_t* quants;  // [rows, cols], within -127..127
     float* meta;     // [rows, cols / 32, 4]
     int64_t cols;
+    int8_t* fine;      // [rows, cols], within -127..127
+    float* fine_sums;  // [rows, cols / 32]: scale / 254 * sum(fine)
 };
 
 // The key and value cache of one layer, in float16 and in blocks of block_size tokens, a multiple of 16:
@@ -65,6 +68,7 @@ struct NlAttention {
     float* out;      // [rows, out_stride]
     int64_t out_stride;
     float* partials;  // [slots, heads, head_dim + 2]: accumulator, maximum, sum
+    const float* sinks;  // [heads]: a score more in each row's softmax, of no token; or null
 };
 
 // Up to 16 query rows of one sequence at consecutive positions, over the spans [span_begin, span_end) of the
@@ -78,6 +82,21 @@ struct NlAttentionItem {
 // Row `row` is the merge of the slots [slot, slot + slots), which are its spans in order.
 struct NlAttentionMerge {
     int32_t row, slot, slots, unused;
+};
+
+// Where a step's rows go in a mixture of experts. A row has `per_token` choices, best first. Sorted by expert,
+// the choices of all rows are the places that the experts' matrices work on.
+struct NlRouting {
+    int64_t experts;
+    int64_t per_token;
+    int64_t normalized;  // a row's shares sum to 1 over the chosen experts, not over all
+    int32_t* chosen;     // [rows, per_token]
+    float* shares;       // [rows, per_token]
+    int32_t* places;     // [rows, per_token]: where each choice is
+    int32_t* rows;       // [rows * per_token]: whose choice is at each place
+    int32_t* ends;       // [experts]: the place behind each expert's last
+    int32_t* active;     // the experts that were chosen, ascending
+    int64_t active_count;
 };
 
 enum NlKind {
@@ -97,7 +116,7 @@ enum NlKind {
     NL_KINDS
 };
 
-enum NlActivation { NL_SILU, NL_GELU_TANH };
+enum NlActivation { NL_SILU, NL_GELU_TANH, NL_CLAMPED_SWIGLU };
 
 // One instruction set's kernels. "units" says what [begin, end) counts.
 struct NlKernels {
@@ -117,16 +136,31 @@ struct NlKernels {
                      const float* weight, float eps, float* out, int64_t out_stride,
                      const NlActivations* quantized, int64_t begin, int64_t end);
 
+    // x += add, and to `quantized` as well (if quantized; cols is then a multiple of 32). units: rows
+    void (*add)(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride,
+                const NlActivations* quantized, int64_t begin, int64_t end);
+
     // Rotates element i with element i + rope_dim / 2 of each head, in place.
     // cos and sin: [positions, rope_dim / 2]. units: rows
     void (*rope)(float* x, int64_t stride, int64_t heads, int64_t head_dim, int64_t rope_dim,
                  const int32_t* positions, const float* cos, const float* sin, int64_t begin, int64_t end);
 
-    // out = activation(gate) * up; up may be null. units: blocks of 32 columns, row after row (cols a
-    // multiple of 32)
+    // out = activation(gate) * up; up may be null. units: blocks of 32 columns, row after row; the last of a
+    // row may be shorter, where nothing is quantized
     void (*activate)(int64_t activation, const float* gate, const float* up, int64_t stride, int64_t cols,
                      float* out, int64_t out_stride, const NlActivations* quantized, int64_t begin,
                      int64_t end);
+
+    // x = cap * tanh(x / cap). units: blocks of 32 columns, row after row, the last of a row may be shorter
+    void (*softcap)(float* x, int64_t stride, int64_t cols, float cap, int64_t begin, int64_t end);
+
+    // Fills `chosen` and `shares` from scores [rows, experts]: the largest, of equals the first, and their
+    // softmax. A row with a NaN has NaN for its shares. units: rows
+    void (*route)(const NlRouting*, const float* scores, int64_t stride, int64_t begin, int64_t end);
+
+    // out[r] = sum of shares[r, j] * x[places[r, j]], in the order of j. units: rows
+    void (*combine)(const NlRouting*, const float* x, int64_t stride, int64_t cols, float* out,
+                    int64_t out_stride, int64_t begin, int64_t end);
 
     // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset; a
     // negative slot is skipped). units: rows

@@ -61,6 +61,8 @@ class Activations(Structure):
         ("quants", c_void_p),
         ("meta", c_void_p),
         ("cols", c_int64),
+        ("fine", c_void_p),
+        ("fine_sums", c_void_p),
     )
 
 
@@ -93,6 +95,7 @@ class Attention(Structure):
         ("out", c_void_p),
         ("out_stride", c_int64),
         ("partials", c_void_p),
+        ("sinks", c_void_p),
     )
 
 
@@ -111,10 +114,29 @@ class AttentionMerge(Structure):
     _fields_ = tuple((name, c_int32) for name in ("row", "slot", "slots", "unused"))
 
 
+class Routing(Structure):
+    """``NlRouting``: where a step's rows go in a mixture of experts."""
+
+    _fields_ = (
+        ("experts", c_int64),
+        ("per_token", c_int64),
+        ("normalized", c_int64),
+        ("chosen", c_void_p),
+        ("shares", c_void_p),
+        ("places", c_void_p),
+        ("rows", c_void_p),
+        ("ends", c_void_p),
+        ("active", c_void_p),
+        ("active_count", c_int64),
+    )
+
+
 _RANGE = (c_int64, c_int64)
 _MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, c_int64, *_RANGE)
 _NORM = (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64)
 _ROPE = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
+_ADD = (c_void_p, c_int64, c_int64, c_void_p, c_int64, POINTER(Activations))
+_COMBINE = (POINTER(Routing), c_void_p, c_int64, c_int64, c_void_p, c_int64)
 _ACTIVATE = (c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, POINTER(Activations))
 
 
@@ -126,8 +148,12 @@ class Kernels(Structure):
         ("matmul", ctypes.CFUNCTYPE(None, *_MATMUL)),
         ("quantize", ctypes.CFUNCTYPE(None, POINTER(Activations), *_RANGE)),
         ("rms_norm", ctypes.CFUNCTYPE(None, *_NORM, POINTER(Activations), *_RANGE)),
+        ("add", ctypes.CFUNCTYPE(None, *_ADD, *_RANGE)),
         ("rope", ctypes.CFUNCTYPE(None, *_ROPE, *_RANGE)),
         ("activate", ctypes.CFUNCTYPE(None, *_ACTIVATE, *_RANGE)),
+        ("softcap", ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_float, *_RANGE)),
+        ("route", ctypes.CFUNCTYPE(None, POINTER(Routing), c_void_p, c_int64, *_RANGE)),
+        ("combine", ctypes.CFUNCTYPE(None, *_COMBINE, *_RANGE)),
         ("store_kv", ctypes.CFUNCTYPE(None, POINTER(Cache), c_void_p, c_void_p, c_int64, c_void_p, *_RANGE)),
         ("attention", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionItem), *_RANGE, c_int64)),
         ("attention_merge", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionMerge), *_RANGE)),
@@ -138,8 +164,12 @@ class Kernels(Structure):
     matmul: Function
     quantize: Function
     rms_norm: Function
+    add: Function
     rope: Function
     activate: Function
+    softcap: Function
+    route: Function
+    combine: Function
     store_kv: Function
     attention: Function
     attention_merge: Function

@@ -68,39 +68,46 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 
-template <class Q, class S, int G, int M>
-NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks,
-                    const int8_t* quants, const float* meta, F8 (&acc)[G][M]) {
+// `fine`: both parts of the activations count.
+template <class Q, class S, bool fine, int G, int M>
+NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks, const Rows& rows,
+                    F8 (&acc)[G][M]) {
     Group group[G];
-    const int8_t* a[M];
-    const float* scales[M];
+    const int8_t *a[M], *rest[M];
+    const float *scales[M], *rest_sums[M];
     for (int g = 0; g < G; ++g)
         group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
-    for (int m = 0; m < M; ++m) a[m] = quants + m * blocks * kBlock, scales[m] = meta + m * blocks * 4;
+    for (int m = 0; m < M; ++m) {
+        a[m] = rows.quants + m * blocks * kBlock, scales[m] = rows.meta + m * blocks * 4;
+        if constexpr (fine) rest[m] = rows.fine + m * blocks * kBlock, rest_sums[m] = rows.fine_sums + m * blocks;
+    }
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
 
     constexpr int64_t block_bytes = Q::quants + Q::high + S::bytes;
     const int64_t ahead = fetch_distance<G>(planes);
     for (int64_t b = 0; b < blocks; ++b) {
-        I8 sum[G][M];
+        I8 sum[G][M], rest_sum[G][M];
         if constexpr (S::halves)
             dot_halves<Q, G, M>(group, a, sum);
         else
             dot_block<Q, G, M>(group, a, sum);
+        if constexpr (fine) dot_block<Q, G, M>(group, rest, rest_sum);
         for (int g = 0; g < G; ++g) {
             F8 d, min;
             S::read(group[g], d, min);
             if constexpr (Q::is_signed && kSignedBias != 0) min = d * all(-kSignedBias);
             for (int m = 0; m < M; ++m) {
-                acc[g][m] = fma(d * all(scales[m][0]), to_float(sum[g][m]), acc[g][m]);
+                F8 dot = to_float(sum[g][m]);
+                if constexpr (fine) dot = fma(to_float(rest_sum[g][m]), all(1 / kFineSteps), dot);
+                acc[g][m] = fma(d * all(scales[m][0]), dot, acc[g][m]);
                 if constexpr (S::halves) {
                     const F8 first = to_float(ints_from_signed_bytes(group[g].scales));
                     const F8 second = to_float(ints_from_signed_bytes(group[g].scales + 8));
                     acc[g][m] = fma(min * first, all(scales[m][2]), acc[g][m]);
                     acc[g][m] = fma(min * second, all(scales[m][3]), acc[g][m]);
                 } else if constexpr (S::has_min || (Q::is_signed && kSignedBias != 0)) {
-                    acc[g][m] = fma(min, all(scales[m][1]), acc[g][m]);
+                    acc[g][m] = fma(min, all(fine ? scales[m][1] + *rest_sums[m] : scales[m][1]), acc[g][m]);
                 }
             }
             fetch(base[g] + ahead + b * block_bytes, block_bytes);
@@ -109,7 +116,10 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64
             group[g].scales += S::bytes;
             if constexpr (S::super_bytes != 0) group[g].super += b % 8 == 7 ? S::super_bytes : 0;
         }
-        for (int m = 0; m < M; ++m) a[m] += kBlock, scales[m] += 4;
+        for (int m = 0; m < M; ++m) {
+            a[m] += kBlock, scales[m] += 4;
+            if constexpr (fine) rest[m] += kBlock, ++rest_sums[m];
+        }
     }
 }
 
@@ -173,14 +183,12 @@ struct Job {
     int64_t begin, end;  // groups
 };
 
-template <class Q, class S>
+template <class Q, class S, bool fine = false>
 struct QuantTiles {
     static constexpr int decode_groups = kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
-        const int64_t blocks = job.cols / kBlock;
-        tile<Q, S, G, M>(base, job.planes, blocks, job.x->quants + row * job.cols,
-                         job.x->meta + row * blocks * 4, acc);
+        tile<Q, S, fine, G, M>(base, job.planes, job.cols / kBlock, Rows(*job.x, row), acc);
     }
 };
 
@@ -219,17 +227,16 @@ void run_rows(Tiles, const Job& job, int64_t group, int64_t row, int64_t last) {
 #ifdef NL_WIDE
 static_assert(kTileGroups == 2, "a wide tile takes two groups");
 
-template <class Q, class S, int M>
+template <class Q, class S, bool fine, int M>
 __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int64_t row) {
     const Planes& planes = job.planes;
     const bool two = group + 1 < job.end;
     const uint8_t* base = job.data + group * planes.group;
     const Pair pair = {base, base + planes.high, base + planes.scales, base + planes.super,
                        two ? planes.group : 0};
-    const int64_t blocks = job.cols / kBlock;
     F16 acc[M];
-    wide_tile<Q, S, M>(pair, base + fetch_distance<2>(planes), blocks, job.x->quants + row * job.cols,
-                       job.x->meta + row * blocks * 4, acc);
+    wide_tile<Q, S, fine, M>(pair, base + fetch_distance<2>(planes), job.cols / kBlock, Rows(*job.x, row),
+                             acc);
     for (int m = 0; m < M; ++m) {
         job.out.put(group, row + m, lower(acc[m]));
         if (two) job.out.put(group + 1, row + m, upper(acc[m]));
@@ -238,12 +245,12 @@ __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int6
 
 // Sixteen rows to a tile would be 5 % faster, and 25 % slower where a row is a multiple of 4 KiB: all of them
 // then share one set of L1, which holds 12 lines (Zen 5).
-template <class Q, class S>
-void run_rows(QuantTiles<Q, S>, const Job& job, int64_t group, int64_t row, int64_t last) {
-    for (; row + 8 <= last; row += 8) run_wide_tile<Q, S, 8>(job, group, row);
-    if (row + 4 <= last) run_wide_tile<Q, S, 4>(job, group, row), row += 4;
-    if (row + 2 <= last) run_wide_tile<Q, S, 2>(job, group, row), row += 2;
-    if (row < last) run_wide_tile<Q, S, 1>(job, group, row);
+template <class Q, class S, bool fine>
+void run_rows(QuantTiles<Q, S, fine>, const Job& job, int64_t group, int64_t row, int64_t last) {
+    for (; row + 8 <= last; row += 8) run_wide_tile<Q, S, fine, 8>(job, group, row);
+    if (row + 4 <= last) run_wide_tile<Q, S, fine, 4>(job, group, row), row += 4;
+    if (row + 2 <= last) run_wide_tile<Q, S, fine, 2>(job, group, row), row += 2;
+    if (row < last) run_wide_tile<Q, S, fine, 1>(job, group, row);
 }
 #endif
 
@@ -273,7 +280,9 @@ inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
         case NL_U4DM: return run_job<QuantTiles<Bits4, ScaleHalfMin>>(job, rows);
         case NL_U5D: return run_job<QuantTiles<Bits5, ScaleHalf<16>>>(job, rows);
         case NL_U5DM: return run_job<QuantTiles<Bits5, ScaleHalfMin>>(job, rows);
-        case NL_S8D: return run_job<QuantTiles<Bits8, ScaleHalf<0>>>(job, rows);
+        case NL_S8D:
+            if (job.x->fine) return run_job<QuantTiles<Bits8, ScaleHalf<0>, true>>(job, rows);
+            return run_job<QuantTiles<Bits8, ScaleHalf<0>>>(job, rows);
         case NL_U4K: return run_job<QuantTiles<Bits4, ScaleSuper>>(job, rows);
         case NL_U5K: return run_job<QuantTiles<Bits5, ScaleSuper>>(job, rows);
         case NL_U6K: return run_job<QuantTiles<Bits6, ScaleSuperHalves>>(job, rows);

@@ -11,11 +11,13 @@ from ctypes import addressof, pointer
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanollama.backends.native.library import Activations, Attention, Cache, Matrix
+from nanollama.backends.native.library import Activations, Attention, Cache, Matrix, Routing
 from nanollama.backends.native.tape import Op, OpKind
-from nanollama.model.spec import Activation, AttentionSpec, LayerSpec, RopeSpec
+from nanollama.model.spec import Activation, AttentionSpec, ExpertsSpec, LayerSpec, RopeSpec
 
-ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "clamped_swiglu": 2}
+LANES = 16
+"""Heads in the cache are a multiple of that many dimensions."""
 FLOAT = 4  # bytes
 
 
@@ -23,15 +25,19 @@ FLOAT = 4  # bytes
 class NativeWeight:
     """A packed parameter: the address of float32 values, or an R8 matrix with the sizes of its parts.
 
-    ``is_float`` says that the matrix multiplies float32 activations, not quantized ones.
+    Experts have a matrix each, all of the same sizes, and their biases lie one after the other. ``is_float``
+    says that the matrix multiplies float32 activations, not quantized ones; ``is_fine`` that it wants what
+    quantizing them to 8 bits leaves over as well.
     """
 
     address: int = 0
     size: int = 0
     matrix: Matrix | None = None
+    experts: Sequence[Matrix] = ()
     sizes: tuple[int, ...] = ()
     bias: int = 0
     is_float: bool = False
+    is_fine: bool = False
 
 
 @dataclass
@@ -39,12 +45,14 @@ class Value:
     """A handle to activations: ``cols`` floats at ``address`` in each row of ``stride`` floats.
 
     ``record`` made it and can still be told to quantize it too; ``pending`` is to be added before it is read.
+    Each token has ``per_token`` rows: one, or one for each of its experts.
     """
 
     address: int
     stride: int
     cols: int
     on_logit_rows: bool = False
+    per_token: int = 1
     record: Op | None = None
     pending: "Value | None" = None
     activations: Activations | None = None
@@ -91,7 +99,7 @@ class NativeOps:
 
     def rms_norm(self, x: Value, weight: NativeWeight, eps: float) -> Value:
         if x.cols < x.stride:
-            # A part of a merged result: q or k, normed head by head where it lies.
+            # A part of a merged result: q or k, normed where it lies, head by head or as one.
             record = self._of(x, OpKind.HEAD_NORM, weight=weight.address, value=eps)
             record.heads, record.head_dim = x.cols // weight.size, weight.size
             return x
@@ -100,77 +108,178 @@ class NativeOps:
             record.in_, record.in_stride = x.pending.address, x.pending.stride
             x.pending = None
         # Where the result goes, if anywhere as floats, is decided by who reads it.
-        return Value(0, x.cols, x.cols, x.on_logit_rows, record)
+        return Value(0, x.cols, x.cols, x.on_logit_rows, record=record)
 
     def linear(self, x: Value, weight: NativeWeight) -> Sequence[Value]:
         assert weight.matrix is not None
+        return self._matmul(OpKind.MATMUL, x, weight, matrix=pointer(weight.matrix))
+
+    def _matmul(self, kind: OpKind, x: Value, weight: NativeWeight, **fields: Any) -> Sequence[Value]:
         width = sum(weight.sizes)
-        activations = self._floats(x) if weight.is_float else self._quantized(x)
-        kind = "logits" if x.on_logit_rows else "linear"
-        out = self._buffer(f"{kind} {width}", width, on_logit_rows=x.on_logit_rows)
+        activations = self._floats(x) if weight.is_float else self._quantized(x, weight.is_fine)
+        name = "logits" if x.on_logit_rows else "linear"
+        out = self._buffer(f"{name} {width}", width, like=x)
         self._record(
-            OpKind.MATMUL,
+            kind,
             on_logit_rows=x.on_logit_rows,
-            matrix=pointer(weight.matrix),
             quantized=addressof(activations),
             out=out.address,
             out_stride=width,
             cols=x.cols,
             bias=weight.bias,
+            **fields,
         )
         parts, column = [], 0
         for size in weight.sizes:
-            parts.append(Value(out.address + column * FLOAT, width, size, x.on_logit_rows))
+            address = out.address + column * FLOAT
+            parts.append(Value(address, width, size, x.on_logit_rows, x.per_token))
             column += size
         return parts
 
-    def rope(self, x: Value, layer: LayerSpec, head_dim: int) -> Value:
-        rope, last = _index(self.tape.ropes, layer.rope), self.tape.ops[-1]
+    def rope(self, x: Value, rope: RopeSpec, head_dim: int) -> Value:
+        index, last = _index(self.tape.ropes, rope), self.tape.ops[-1]
         # k lies right behind q in the result of their merged matrix: one record turns the heads of both.
         if (
             last.kind == OpKind.ROPE
-            and last.rope == rope
+            and last.rope == index
             and last.x + last.heads * head_dim * FLOAT == x.address
         ):
             last.heads += x.cols // head_dim
             return x
-        record = self._of(x, OpKind.ROPE, rope=rope)
-        record.heads, record.head_dim, record.rope_dim = x.cols // head_dim, head_dim, layer.rope.dim
+        record = self._of(x, OpKind.ROPE, rope=index)
+        record.heads, record.head_dim, record.rope_dim = x.cols // head_dim, head_dim, rope.dim
         return x
 
     def attend(
-        self, q: Value, k: Value, v: Value, index: int, layer: LayerSpec, attention: AttentionSpec
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        sinks: NativeWeight | None,
+        index: int,
+        layer: LayerSpec,
+        attention: AttentionSpec,
     ) -> Value:
+        cache, head_dim = self._caches[index], attention.head_dim
+        if cache.head_dim != head_dim:
+            q, k, v = self._resized((q, k, v), head_dim, cache.head_dim)
         out = self._buffer("attend", q.cols)
         call = Attention(
-            cache=self._caches[index],
+            cache=cache,
             query=q.address,
             query_stride=q.stride,
             heads=attention.num_heads,
             window=layer.window or 0,
             scale=attention.scale,
-            softcap=0.0,
+            softcap=attention.softcap or 0.0,
             out=out.address,
             out_stride=out.stride,
+            sinks=None if sinks is None else sinks.address,
         )
         self._attention_buffers(call)
         plan = _index(self.tape.windows, layer.window)
         common: dict[str, Any] = {"attention": pointer(call), "plan": plan}
         store = self._of(k, OpKind.STORE, in_=v.address, **common)
-        store.heads, store.head_dim = attention.num_kv_heads, attention.head_dim
+        store.heads, store.head_dim = attention.num_kv_heads, cache.head_dim
         self._record(OpKind.ATTEND, **common)
         self._record(OpKind.MERGE, **common)
+        if cache.head_dim != head_dim:
+            (out,) = self._resized((out,), cache.head_dim, head_dim)
         return out
+
+    def _resized(self, parts: Sequence[Value], head_dim: int, out_head_dim: int) -> Sequence[Value]:
+        """Neighbouring parts with heads of another size: cut, or longer by zeros."""
+        first = parts[0]
+        heads = [part.cols // head_dim for part in parts]
+        assert parts[-1].address + parts[-1].cols * FLOAT == first.address + sum(heads) * head_dim * FLOAT
+        # Nobody writes to what lies between the heads: it stays as it was allocated, zero.
+        out = self._buffer(f"heads of {out_head_dim}", sum(heads) * out_head_dim)
+        record = self._of(first, OpKind.RESIZE, out=out.address, out_stride=out.stride)
+        record.heads, record.head_dim, record.out_head_dim = sum(heads), head_dim, out_head_dim
+        made, column = [], 0
+        for n in heads:
+            made.append(Value(out.address + column * FLOAT, out.stride, n * out_head_dim))
+            column += n * out_head_dim
+        return made
 
     def gated(self, gate: Value, up: Value, activation: Activation) -> Value:
         record = self._of(gate, OpKind.ACTIVATE, in_=up.address, activation=ACTIVATIONS[activation])
-        return Value(0, gate.cols, gate.cols, record=record)
+        return Value(0, gate.cols, gate.cols, per_token=gate.per_token, record=record)
+
+    def experts(
+        self,
+        x: Value,
+        scores: Value,
+        gate_up: NativeWeight,
+        down: NativeWeight,
+        activation: Activation,
+        experts: ExpertsSpec,
+    ) -> Value:
+        routing = pointer(self._routing(experts))
+        self._of(scores, OpKind.ROUTE, routing=routing)
+        self._record(OpKind.GROUP, routing=routing)
+        placed = self._placed(x, gate_up, experts.per_token, routing)
+        gate, up = self._expert_matmul(placed, gate_up, routing)
+        (each,) = self._expert_matmul(self.gated(gate, up, activation), down, routing)
+        out = self._buffer("experts", each.cols)
+        self._of(each, OpKind.COMBINE, per_token=1, routing=routing, out=out.address, out_stride=out.stride)
+        return out
+
+    def _expert_matmul(self, x: Value, weight: NativeWeight, routing: Any) -> Sequence[Value]:
+        matrices = (Matrix * len(weight.experts))(*weight.experts)
+        return self._matmul(OpKind.EXPERTS, x, weight, matrix=matrices, routing=routing)
+
+    def _placed(self, x: Value, weight: NativeWeight, per_token: int, routing: Any) -> Value:
+        """The rows of ``x`` as ``weight`` wants them, sorted by expert: a copy for each expert of a token."""
+        placed = Value(0, x.cols, x.cols, per_token=per_token)
+
+        def place(name: str, source: int, stride: int, words: int) -> int:
+            to = self._buffer(f"placed {name}", words, like=placed)
+            self._record(
+                OpKind.PLACE, per_token=per_token, routing=routing,
+                x=source, x_stride=stride, out=to.address, out_stride=words, cols=words,
+            )  # fmt: skip
+            return to.address
+
+        if weight.is_float:
+            source = self._floats(x)
+            placed.address = place("floats", source.values, source.stride, x.cols)
+            return placed
+        source = self._quantized(x, weight.is_fine)
+        words = {"quants": x.cols // FLOAT, "meta": x.cols // 32 * 4}
+        if weight.is_fine:
+            words |= {"fine": x.cols // FLOAT, "fine_sums": x.cols // 32}
+        placed.activations = Activations(
+            cols=x.cols, **{name: place(name, getattr(source, name), n, n) for name, n in words.items()}
+        )
+        self.tape.keep.append(placed.activations)
+        return placed
+
+    def _routing(self, experts: ExpertsSpec) -> Routing:
+        choices = self._max_rows * experts.per_token
+        sizes = dict.fromkeys(("chosen", "shares", "places", "rows"), choices)
+        sizes |= dict.fromkeys(("ends", "active"), experts.count)
+        return Routing(
+            experts=experts.count,
+            per_token=experts.per_token,
+            normalized=experts.normalized,
+            **{name: self._allocate(f"routing {name}", size * FLOAT) for name, size in sizes.items()},
+        )
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        self._of(x, OpKind.SOFTCAP, value=cap)
+        return x
 
     def add(self, x: Value, y: Value) -> Value:
-        assert x.pending is None, "the recipe norms between two sums"
+        self._settle(x)
         self._floats(y)
-        x.pending = y
-        return x
+        return Value(x.address, x.stride, x.cols, x.on_logit_rows, pending=y)
+
+    def _settle(self, x: Value) -> None:
+        """Add what is pending where no norm does it."""
+        if x.pending is not None:
+            x.record = self._of(x, OpKind.ADD, in_=x.pending.address, in_stride=x.pending.stride)
+            x.pending = None
 
     def logit_rows(self, x: Value) -> Value:
         out = self._gather(x, "residual")
@@ -179,26 +288,29 @@ class NativeOps:
         return out
 
     def _gather(self, x: Value, name: str) -> Value:
-        out = self._buffer(f"logit {name}", x.cols, on_logit_rows=True)
+        out = self._buffer(f"logit {name}", x.cols)
+        out.on_logit_rows = True
         self._of(x, OpKind.GATHER, on_logit_rows=True, out=out.address, out_stride=out.stride)
         return out
 
     def _floats(self, x: Value) -> Activations:
         """Make sure that ``x`` is there as float32."""
+        self._settle(x)
         if not x.address:
             assert x.record is not None
-            x.address = self._buffer(f"floats {OpKind(x.record.kind).name} {x.cols}", x.cols).address
+            x.address = self._buffer(f"floats {OpKind(x.record.kind).name} {x.cols}", x.cols, like=x).address
             x.record.out, x.record.out_stride = x.address, x.stride
         activations = Activations(values=x.address, stride=x.stride, cols=x.cols)
         self.tape.keep.append(activations)
         return activations
 
-    def _quantized(self, x: Value) -> Activations:
+    def _quantized(self, x: Value, is_fine: bool) -> Activations:
         """Make sure that ``x`` is there quantized: by the record that makes it, or by one of its own."""
+        self._settle(x)
         if x.activations is None:
-            rows, cols = self._max_rows, x.cols
-            quants = self._allocate(f"quants {cols}", rows * cols)
-            meta = self._allocate(f"meta {cols}", rows * cols // 32 * 4 * FLOAT)
+            cols = x.cols
+            quants = self._buffer(f"quants {cols}", cols // FLOAT, like=x).address
+            meta = self._buffer(f"meta {cols}", cols // 32 * 4, like=x).address
             x.activations = Activations(
                 values=x.address, stride=x.stride, quants=quants, meta=meta, cols=cols
             )
@@ -207,16 +319,28 @@ class NativeOps:
                 x.record.quantized = addressof(x.activations)
             else:
                 self._of(x, OpKind.QUANTIZE, quantized=addressof(x.activations))
+        if is_fine and not x.activations.fine:
+            x.activations.fine = self._buffer(f"fine {x.cols}", x.cols // FLOAT, like=x).address
+            x.activations.fine_sums = self._buffer(f"fine sums {x.cols}", x.cols // 32, like=x).address
         return x.activations
 
-    def _buffer(self, name: str, cols: int, *, on_logit_rows: bool = False) -> Value:
-        return Value(self._allocate(name, self._max_rows * cols * FLOAT), cols, cols, on_logit_rows)
+    def _buffer(self, name: str, cols: int, *, like: Value | None = None) -> Value:
+        """``cols`` floats for each row of the largest step, on the rows that ``like`` has."""
+        value = Value(0, cols, cols)
+        if like is not None:
+            value.on_logit_rows, value.per_token = like.on_logit_rows, like.per_token
+        if value.per_token > 1:
+            name += f" of {value.per_token} experts"
+        value.address = self._allocate(name, self._max_rows * value.per_token * cols * FLOAT)
+        return value
 
     def _of(self, x: Value, kind: OpKind, **fields: Any) -> Op:
         fields.setdefault("on_logit_rows", x.on_logit_rows)
+        fields.setdefault("per_token", x.per_token)
         return self._record(kind, x=x.address, x_stride=x.stride, cols=x.cols, **fields)
 
     def _record(self, kind: OpKind, **fields: Any) -> Op:
+        fields.setdefault("per_token", 1)
         op = Op(kind=kind, **{name: value for name, value in fields.items() if value is not None})
         self.tape.ops.append(op)
         self.tape.keep.append(fields)

@@ -19,28 +19,67 @@ from nanollama.quant.formats import FORMATS, QuantFormat
 
 
 class NativePacker:
-    """Packs each parameter into an arena. ``decoded`` names the tensors that had to become float32."""
+    """Packs each parameter into an arena. ``decoded`` names the tensors that had to become float32.
+
+    Of the ``n_bytes`` packed, ``embedding_bytes`` are the embedding's and ``expert_bytes`` all experts'.
+    """
 
     def __init__(self, library: Library, pool: Pool, arena: Arena) -> None:
         self.decoded: list[str] = []
         self.n_bytes = 0
         self.embedding_bytes = 0
+        self.expert_bytes = 0
         self._library = library
         self._pool = pool
         self._arena = arena
 
     def matrix(self, parts: Sequence[PackedTensor], biases: Sequence[PackedTensor]) -> NativeWeight:
-        columns = parts[0].shape[1]
+        formats, kinds = self._formats(parts)
+        return NativeWeight(
+            matrix=self._packed(parts, formats),
+            sizes=tuple(part.shape[0] for part in parts),
+            bias=self._bias(biases),
+            is_float=all(kind.is_float for kind in kinds),
+            is_fine=Kind.S8D in kinds,
+        )
+
+    def experts(
+        self, experts: Sequence[Sequence[PackedTensor]], biases: Sequence[Sequence[PackedTensor]]
+    ) -> NativeWeight:
+        before = self.n_bytes
+        formats, kinds = self._formats([part for parts in experts for part in parts])
+        each = len(experts[0])
+        weight = NativeWeight(
+            experts=[
+                self._packed(parts, formats[i * each : (i + 1) * each]) for i, parts in enumerate(experts)
+            ],
+            sizes=tuple(part.shape[0] for part in experts[0]),
+            bias=self._bias([bias for vectors in biases for bias in vectors]),
+            is_float=all(kind.is_float for kind in kinds),
+            is_fine=Kind.S8D in kinds,
+        )
+        self.expert_bytes += self.n_bytes - before
+        return weight
+
+    def _formats(self, parts: Sequence[PackedTensor]) -> tuple[list[QuantFormat], set[Kind]]:
+        """What each part is packed from, and the kinds it becomes: all of them multiply floats, or none."""
         formats = [self._format(part) for part in parts]
-        kinds = [Kind(self._library.nl_kind_of(fmt.type_id)) for fmt in formats]
-        if len({kind.is_float for kind in kinds}) > 1:
-            # One multiplication takes its input in one form.
-            formats = [FORMATS["F32"]] * len(parts)
-            kinds = [Kind.F32] * len(parts)
-            self.decoded += [part.name for part in parts if part.fmt.name != "F32"]
+        kinds = {Kind(self._library.nl_kind_of(fmt.type_id)) for fmt in formats}
+        if len({kind.is_float for kind in kinds}) == 1:
+            return formats, kinds
+        # One multiplication takes its input in one form.
+        self.decoded += [
+            part.name
+            for part, fmt in zip(parts, formats, strict=True)
+            if fmt == part.fmt and fmt.name != "F32"
+        ]
+        return [FORMATS["F32"]] * len(parts), {Kind.F32}
+
+    def _packed(self, parts: Sequence[PackedTensor], formats: Sequence[QuantFormat]) -> Matrix:
+        columns = parts[0].shape[1]
         segments, column = (Segment * len(parts))(), 0
-        for i, (part, fmt, kind) in enumerate(zip(parts, formats, kinds, strict=True)):
-            rows = part.shape[0]
+        for i, (part, fmt) in enumerate(zip(parts, formats, strict=True)):
+            rows, kind = part.shape[0], self._library.nl_kind_of(fmt.type_id)
             address = self._take(self._library.nl_packed_bytes(kind, rows, columns))
             data = part.packed() if fmt == part.fmt else part.float32().view(np.uint8)
             data = np.ascontiguousarray(data)
@@ -48,10 +87,10 @@ class NativePacker:
             segments[i] = Segment(data=address, rows=rows, out_column=column, kind=kind)
             column += rows
             part.release()
-        bias = self._floats(np.concatenate([b.float32() for b in biases])) if biases else 0
-        sizes = tuple(part.shape[0] for part in parts)
-        matrix = Matrix(segments=segments, segment_count=len(parts), cols=columns)
-        return NativeWeight(matrix=matrix, sizes=sizes, bias=bias, is_float=kinds[0].is_float)
+        return Matrix(segments=segments, segment_count=len(parts), cols=columns)
+
+    def _bias(self, biases: Sequence[PackedTensor]) -> int:
+        return self._floats(np.concatenate([b.float32() for b in biases])) if biases else 0
 
     def vector(self, tensor: PackedTensor) -> NativeWeight:
         return NativeWeight(address=self._floats(tensor.float32()), size=tensor.shape[0])

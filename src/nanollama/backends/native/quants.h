@@ -38,6 +38,20 @@ NL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
     for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, 2);
 }
 
+// Quantized activation rows, from a tile's first one on.
+struct Rows {
+    const int8_t* quants;
+    const float* meta;
+    const int8_t* fine;
+    const float* fine_sums;
+
+    Rows(const NlActivations& x, int64_t row)
+        : quants(x.quants + row * x.cols),
+          meta(x.meta + row * (x.cols / kBlock) * 4),
+          fine(x.fine ? x.fine + row * x.cols : nullptr),
+          fine_sums(x.fine ? x.fine_sums + row * (x.cols / kBlock) : nullptr) {}
+};
+
 // ---- how quants unpack: step j (0..3) of a block to its `lo` and `hi` vectors -----------------------------
 
 struct Bits4 {

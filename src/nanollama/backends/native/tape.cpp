@@ -31,6 +31,25 @@ int64_t now_ns() {
     return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
+// Sorts the choices of `rows` rows by expert, those of an expert in the order of rows.
+void group(NlRouting& routing, int64_t rows) {
+    const int64_t per_token = routing.per_token, choices = rows * per_token;
+    int32_t* ends = routing.ends;
+    std::fill_n(ends, routing.experts, 0);
+    for (int64_t i = 0; i < choices; ++i) ++ends[routing.chosen[i]];
+    routing.active_count = 0;
+    for (int32_t expert = 0, place = 0; expert < routing.experts; ++expert) {
+        if (ends[expert]) routing.active[routing.active_count++] = expert;
+        place += ends[expert];
+        ends[expert] = place - ends[expert];  // where it begins, until its choices have moved that to its end
+    }
+    for (int64_t i = 0; i < choices; ++i) {
+        const int32_t place = ends[routing.chosen[i]]++;
+        routing.places[i] = place;
+        routing.rows[place] = int32_t(i / per_token);
+    }
+}
+
 class Replay final : public Job {
   public:
     Replay(const NlKernels* kernels, const NlOp* ops, int64_t count, const NlStep* step, int64_t threads, int64_t* elapsed)
@@ -56,7 +75,10 @@ class Replay final : public Job {
     void run(int64_t begin, int64_t end) override;
 
   private:
-    int64_t rows_of(const NlOp& op) const { return op.on_logit_rows ? step_->logit_rows : step_->rows; }
+    void run_rare(const NlOp& op, int64_t begin, int64_t end) const;
+    void run_experts(const NlOp& op, int64_t begin, int64_t end) const;
+
+    int64_t rows_of(const NlOp& op) const { return (op.on_logit_rows ? step_->logit_rows : step_->rows) * op.per_token; }
 
     // What [begin, end) counts, by kind of record.
     int64_t units_of(const NlOp& op) const {
@@ -65,8 +87,11 @@ class Replay final : public Job {
             case NL_OP_MATMUL: return rows ? groups_of(op) : 0;
             case NL_OP_ATTEND: return step_->plans[op.plan].item_count * op.attention->cache.kv_heads;
             case NL_OP_MERGE: return step_->plans[op.plan].merge_count * op.attention->heads;
+            case NL_OP_EXPERTS: return op.routing->active_count * groups_of(op);
             case NL_OP_QUANTIZE:
-            case NL_OP_ACTIVATE: return rows * (op.cols / 32);
+            case NL_OP_ACTIVATE:
+            case NL_OP_SOFTCAP: return rows * divided_up(op.cols, 32);
+            case NL_OP_GROUP: return 1;
             default: return rows;
         }
     }
@@ -81,8 +106,10 @@ class Replay final : public Job {
     int64_t work_of(const NlOp& op) const {
         switch (op.kind) {
             case NL_OP_MATMUL:
+            case NL_OP_EXPERTS:
             case NL_OP_ATTEND: return kSmall + 1;
             case NL_OP_HEAD_NORM:
+            case NL_OP_RESIZE:
             case NL_OP_ROPE:
             case NL_OP_STORE: return rows_of(op) * op.heads * op.head_dim;
             case NL_OP_MERGE: return units_of(op) * op.attention->cache.head_dim;
@@ -93,7 +120,7 @@ class Replay final : public Job {
     // Chunks large enough to be worth a ticket and small enough that nobody waits long for the last one.
     int64_t chunk_of(const NlOp& op, int64_t units) const {
         if (op.kind == NL_OP_ATTEND) return 1;
-        if (op.kind != NL_OP_MATMUL) return divided_up(units, threads_ * 4);
+        if (op.kind != NL_OP_MATMUL && op.kind != NL_OP_EXPERTS) return divided_up(units, threads_ * 4);
         // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk runs, nobody else
         // has work. Tiles take groups of 8 rows in twos.
         const int64_t least = divided_up(kLeastWeights, 8 * op.cols), most = divided_up(kMostWeights, 8 * op.cols);
@@ -162,6 +189,57 @@ void Replay::run(int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row)
                 memcpy(op.out + row * op.out_stride, op.x + step.logit_index[row] * op.x_stride, size_t(op.cols) * sizeof(float));
             break;
+        case NL_OP_ADD: k_->add(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.quantized, begin, end); break;
+        case NL_OP_SOFTCAP: k_->softcap(op.x, op.x_stride, op.cols, op.value, begin, end); break;
+        default: run_rare(op, begin, end);
+    }
+}
+
+// The records that only few models have.
+void Replay::run_rare(const NlOp& op, int64_t begin, int64_t end) const {
+    switch (op.kind) {
+        case NL_OP_RESIZE:
+            for (int64_t row = begin; row < end; ++row)
+                for (int64_t head = 0; head < op.heads; ++head)
+                    memcpy(op.out + row * op.out_stride + head * op.out_head_dim, op.x + row * op.x_stride + head * op.head_dim,
+                           size_t(std::min(op.head_dim, op.out_head_dim)) * sizeof(float));
+            break;
+        case NL_OP_ROUTE: k_->route(op.routing, op.x, op.x_stride, begin, end); break;
+        case NL_OP_GROUP: group(*op.routing, rows_of(op)); break;
+        case NL_OP_PLACE:
+            for (int64_t place = begin; place < end; ++place)
+                memcpy(op.out + place * op.out_stride, op.x + op.routing->rows[place] * op.x_stride,
+                       size_t(op.cols) * sizeof(float));
+            break;
+        case NL_OP_EXPERTS: run_experts(op, begin, end); break;
+        case NL_OP_COMBINE:
+            k_->combine(op.routing, op.x, op.x_stride, op.cols, op.out, op.out_stride, begin, end);
+            break;
+    }
+}
+
+// Units are the groups of the chosen experts' matrices, expert after expert: what no row chose is not read.
+void Replay::run_experts(const NlOp& op, int64_t begin, int64_t end) const {
+    const NlRouting& routing = *op.routing;
+    const int64_t groups = groups_of(op);
+    for (int64_t unit = begin; unit < end;) {
+        const int64_t expert = routing.active[unit / groups], first = unit - unit % groups;
+        const int64_t until = std::min(end, first + groups);
+        const int64_t from = expert ? routing.ends[expert - 1] : 0, rows = routing.ends[expert] - from;
+        NlActivations x = *op.quantized;
+        if (x.values) x.values += from * x.stride;
+        if (x.quants) {
+            x.quants += from * x.cols;
+            x.meta += from * (x.cols / 32) * 4;
+        }
+        if (x.fine) {
+            x.fine += from * x.cols;
+            x.fine_sums += from * (x.cols / 32);
+        }
+        const float* bias = op.bias ? op.bias + expert * op.out_stride : nullptr;
+        k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias, 0, unit - first,
+                   until - first);
+        unit = until;
     }
 }
 

@@ -21,13 +21,27 @@ enum NlOpKind {
     NL_OP_QUANTIZE,   // quantized = in
     NL_OP_ACTIVATE,   // out and quantized = activation(x) * in
     NL_OP_GATHER,     // out = the rows of x whose logits are wanted
+    NL_OP_ADD,        // x += in; quantized = x
+    NL_OP_SOFTCAP,    // x = value * tanh(x / value)
+    NL_OP_RESIZE,     // out = the heads of x, each in out_head_dim floats
+    NL_OP_ROUTE,      // each row's experts and their shares, by the scores x
+    NL_OP_GROUP,      // the rows of all experts, sorted by expert
+    NL_OP_PLACE,      // out = the rows of x at their places (cols: words of four bytes)
+    NL_OP_EXPERTS,    // out = each expert's matrix * quantized (or in) + bias, for its places
+    NL_OP_COMBINE,    // out = the sum of each row's shares of x
     NL_OP_KINDS
 };
 
 // One record. Which fields it uses follows from its kind; strides are floats from row to row.
 struct NlOp {
-    int64_t kind;
-    int64_t on_logit_rows;  // its rows are the logit rows, not all tokens
+    int32_t kind;
+    int32_t on_logit_rows;  // its rows are the logit rows, not all tokens
+    int32_t per_token;      // rows for each of them: one, or as many as there are choices of experts
+    int32_t activation;
+    int32_t heads, head_dim, rope_dim, out_head_dim;
+    int32_t plan;  // which attention plan of the step
+    int32_t rope;  // which rotation table of the step
+    float value;   // epsilon, scale or cap
     float* x;
     int64_t x_stride;
     const float* in;
@@ -35,16 +49,12 @@ struct NlOp {
     float* out;
     int64_t out_stride;
     int64_t cols;
-    int64_t heads, head_dim, rope_dim;
-    const float* weight;  // of a norm
-    float value;          // epsilon or scale
-    int64_t activation;
-    const NlMatrix* matrix;
-    const float* bias;
+    const float* weight;     // of a norm
+    const NlMatrix* matrix;  // of experts: the first of as many, all with the same rows
+    const float* bias;       // of experts: one after the other
     const NlActivations* quantized;
     const NlAttention* attention;
-    int64_t plan;  // which attention plan of the step
-    int64_t rope;  // which rotation table of the step
+    NlRouting* routing;
 };
 
 // The items of one attention window: layers with the same window share them.

@@ -2,11 +2,18 @@
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from typing import Any
 
-from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Library, Matrix
+from nanollama.backends.native.library import (
+    Attention,
+    AttentionItem,
+    AttentionMerge,
+    Library,
+    Matrix,
+    Routing,
+)
 from nanollama.errors import BackendError
 
 
@@ -24,14 +31,31 @@ class OpKind(IntEnum):
     QUANTIZE = 8
     ACTIVATE = 9
     GATHER = 10
+    ADD = 11
+    SOFTCAP = 12
+    RESIZE = 13
+    ROUTE = 14
+    GROUP = 15
+    PLACE = 16
+    EXPERTS = 17
+    COMBINE = 18
 
 
 class Op(Structure):
     """``NlOp``: one record. Addresses are plain integers; what they point to is kept alive elsewhere."""
 
     _fields_ = (
-        ("kind", c_int64),
-        ("on_logit_rows", c_int64),
+        ("kind", c_int32),
+        ("on_logit_rows", c_int32),
+        ("per_token", c_int32),
+        ("activation", c_int32),
+        ("heads", c_int32),
+        ("head_dim", c_int32),
+        ("rope_dim", c_int32),
+        ("out_head_dim", c_int32),
+        ("plan", c_int32),
+        ("rope", c_int32),
+        ("value", c_float),
         ("x", c_void_p),
         ("x_stride", c_int64),
         ("in_", c_void_p),
@@ -39,18 +63,12 @@ class Op(Structure):
         ("out", c_void_p),
         ("out_stride", c_int64),
         ("cols", c_int64),
-        ("heads", c_int64),
-        ("head_dim", c_int64),
-        ("rope_dim", c_int64),
         ("weight", c_void_p),
-        ("value", c_float),
-        ("activation", c_int64),
         ("matrix", POINTER(Matrix)),
         ("bias", c_void_p),
         ("quantized", c_void_p),
         ("attention", POINTER(Attention)),
-        ("plan", c_int64),
-        ("rope", c_int64),
+        ("routing", POINTER(Routing)),
     )
 
 

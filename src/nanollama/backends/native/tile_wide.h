@@ -26,9 +26,8 @@ struct Pair {
     }
 };
 
-template <class Q, class S, int M>
-NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, const int8_t* quants,
-                         const float* meta, F16 (&acc)[M]) {
+template <class Q, class S, bool fine, int M>
+NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, Rows rows, F16 (&acc)[M]) {
     constexpr int64_t block_bytes = Q::quants + Q::high + S::bytes;
     for (int m = 0; m < M; ++m) acc[m] = F16{};
     for (int64_t b = 0; b < blocks; ++b) {
@@ -53,8 +52,8 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, const 
                 fetch(ahead + line, 64);
                 fetch(ahead + line + pair.next, 64);
             }
-            const int8_t* a = quants + m * blocks * kBlock;
-            const float* scale = meta + m * blocks * 4;
+            const int8_t* a = rows.quants + m * blocks * kBlock;
+            const float* scale = rows.meta + m * blocks * 4;
             I16 sum_lo = {}, sum_hi = {};  // two chains, each half as long to wait for
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
@@ -62,12 +61,25 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, const 
                 sum_hi = dot(sum_hi, hi[j], all_fours_wide(a + 16 + 4 * j));
             }
             if constexpr (S::halves) sum_lo *= scale_lo, sum_hi *= scale_hi;
-            acc[m] = fma(d * every<F16>(scale[0]), to_float(sum_lo + sum_hi), acc[m]);
+            F16 sum = to_float(sum_lo + sum_hi);
+            float inputs = scale[1];
+            if constexpr (fine) {
+                const int8_t* rest = rows.fine + m * blocks * kBlock;
+                sum_lo = I16{}, sum_hi = I16{};
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) {
+                    sum_lo = dot(sum_lo, lo[j], all_fours_wide(rest + 4 * j));
+                    sum_hi = dot(sum_hi, hi[j], all_fours_wide(rest + 16 + 4 * j));
+                }
+                sum = fma(to_float(sum_lo + sum_hi), every<F16>(1 / kFineSteps), sum);
+                inputs += rows.fine_sums[m * blocks];
+            }
+            acc[m] = fma(d * every<F16>(scale[0]), sum, acc[m]);
             if constexpr (S::halves) {
                 acc[m] = fma(min_lo, every<F16>(scale[2]), acc[m]);
                 acc[m] = fma(min_hi, every<F16>(scale[3]), acc[m]);
             } else if constexpr (S::has_min || Q::is_signed) {
-                acc[m] = fma(min, every<F16>(scale[1]), acc[m]);
+                acc[m] = fma(min, every<F16>(inputs), acc[m]);
             }
         }
         ahead += block_bytes;
@@ -75,7 +87,8 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, const 
         pair.high += Q::high;
         pair.scales += S::bytes;
         if constexpr (S::super_bytes != 0) pair.super += b % 8 == 7 ? S::super_bytes : 0;
-        quants += kBlock, meta += 4;
+        rows.quants += kBlock, rows.meta += 4;
+        if constexpr (fine) rows.fine += kBlock, ++rows.fine_sums;
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.h"
 #include "elementwise.h"
+#include "experts.h"
 #include "matmul.h"
 #include "search.h"
 
@@ -13,8 +14,9 @@ namespace NL_VARIANT {
 
 extern const NlKernels kernels;
 const NlKernels kernels = {
-    NL_NAME(NL_VARIANT), matmul,          quantize, rms_norm, rope, activate, store_kv,
-    attention,           attention_merge, argmax,   top_k,
+    NL_NAME(NL_VARIANT), matmul,  quantize, rms_norm,  add,     rope,
+    activate,            softcap, route,    combine,   store_kv, attention,
+    attention_merge,     argmax,  top_k,
 };
 
 }  // namespace NL_VARIANT

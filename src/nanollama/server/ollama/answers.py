@@ -146,6 +146,8 @@ class Lines:
         line["prompt_eval_duration"] = nanoseconds(timings.prefill_s)
         line["eval_count"] = len(completion.token_ids)
         line["eval_duration"] = nanoseconds(timings.decode_s)
+        if timings.cached_tokens:  # of the prompt: they took no time
+            line["cached_tokens"] = timings.cached_tokens
         if isinstance(self._request, GenerateRequest) and not self._request.raw:
             line["context"] = [*self._opened.prompt_ids[0], *completion.token_ids]
         if completion.dropped_messages:

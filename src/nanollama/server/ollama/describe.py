@@ -77,26 +77,26 @@ def _of_gguf(path: Path) -> Facts:
 
 
 def _of_folder(path: Path) -> Facts:
-    import json
+    from nanollama.formats.details import read_details
 
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    family = str(config.get("model_type", ""))
-    context = _whole(config.get("max_position_embeddings"))
+    details = read_details(path)
+    family = details.architecture or ""
     info = {
         "general.architecture": family,
-        f"{family}.context_length": context,
-        f"{family}.embedding_length": _whole(config.get("hidden_size")),
+        "general.parameter_count": details.parameters,
+        f"{family}.context_length": details.context_length,
+        f"{family}.embedding_length": details.embedding_length,
     }
-    dtype = str(config.get("torch_dtype") or config.get("dtype") or "")
-    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     return Facts(
         "safetensors",
         family,
-        0,
-        names.get(dtype, dtype),
-        context,
-        _whole(config.get("hidden_size")),
-        info=info,
+        details.parameters,
+        details.quantization or "",
+        details.context_length,
+        details.embedding_length,
+        details.template or "",
+        info,
+        tuple(_tensor(each.name, each.type, each.shape) for each in details.tensors),
     )
 
 
