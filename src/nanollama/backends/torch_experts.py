@@ -17,9 +17,12 @@ Gated = Callable[[Tensor, Tensor], Tensor]
 
 
 def choose(scores: Tensor, experts: ExpertsSpec) -> tuple[Tensor, Tensor]:
-    """The best experts of each row and their shares, both ``[n, per_token]``, of scores ``[n, count]``."""
+    """The best experts of each row and their shares, both ``[n, per_token]``, of scores ``[n, count]``.
+
+    Among equals the lowest index comes first, in every backend.
+    """
     scores = scores.float()
-    best, chosen = scores.topk(experts.per_token, dim=-1)
+    best, chosen = (t[:, : experts.per_token] for t in scores.sort(dim=-1, descending=True, stable=True))
     every = best if experts.normalized else scores
     return chosen, (best - every.logsumexp(dim=-1, keepdim=True)).exp()
 

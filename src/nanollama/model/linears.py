@@ -94,7 +94,10 @@ def gptq_layer(layer: Layer, *, bits: int, version: int) -> PackedTensor:
     count = scales.shape[0]
     zeros = layer.matrix("qzeros", INTS, (count, -(-rows // per_word)))
     order = _order(layer, "g_idx", columns, count)
-    groups = gptq.gptq_groups(_words(zeros), _reals(scales), order, bits=bits, version=version)
+
+    def groups() -> "Groups":
+        return gptq.gptq_groups(_words(zeros), _reals(scales), order, bits=bits, version=version)
+
     return _grouped(layer, weights, (rows, columns), bits, groups, lambda w: gptq.gptq_codes(w, bits))
 
 
@@ -107,7 +110,10 @@ def awq_layer(layer: Layer) -> PackedTensor:
     scales = layer.matrix("scales", REALS, (None, rows))
     _order(layer, None, columns, scales.shape[0])
     zeros = layer.matrix("qzeros", INTS, (scales.shape[0], weights.shape[1]))
-    groups = awq.awq_groups(_words(zeros), _reals(scales))
+
+    def groups() -> "Groups":
+        return awq.awq_groups(_words(zeros), _reals(scales))
+
     return _grouped(layer, weights, (rows, columns), awq.BITS, groups, awq.awq_codes)
 
 
@@ -132,9 +138,12 @@ def packed_layer(layer: Layer) -> PackedTensor:
     order = _order(layer, "weight_g_idx", columns, scales.shape[1])
     zeros = None
     if layer.has("weight_zero_point"):
-        per_word = 32 // bits
-        zeros = _words(layer.matrix("weight_zero_point", INTS, (-(-rows // per_word), scales.shape[1])))
-    groups = compressed.packed_groups(zeros, _reals(scales), order, bits=bits)
+        zeros = layer.matrix("weight_zero_point", INTS, (-(-rows * bits // 32), scales.shape[1]))
+
+    def groups() -> "Groups":
+        words = None if zeros is None else _words(zeros)
+        return compressed.packed_groups(words, _reals(scales), order, bits=bits)
+
     codes = partial(compressed.packed_codes, bits=bits, columns=columns)
     return _grouped(layer, weights, (rows, columns), bits, groups, codes)
 
@@ -154,7 +163,7 @@ def int8_layer(layer: Layer) -> PackedTensor:
         stated = layer.matrix("weight_zero_point", ("I8",), scales.shape)
         zeros = np.frombuffer(stated.read(), np.int8).reshape(scales.shape)
     groups = compressed.plain_groups(zeros, scales)
-    return _grouped(layer, weights, (rows, columns), 8, groups, compressed.plain_codes)
+    return _grouped(layer, weights, (rows, columns), 8, lambda: groups, compressed.plain_codes)
 
 
 def fp8_layer(layer: Layer, *, block: tuple[int, int] | None) -> PackedTensor:
@@ -184,18 +193,19 @@ def _grouped(
     weights: "StoredTensor",
     shape: tuple[int, int],
     bits: int,
-    groups: "Groups",
+    groups: "Callable[[], Groups]",
     codes: "Callable[[NDArray[Any]], NDArray[np.uint8]]",
 ) -> PackedTensor:
+    """A layer of integers. Its groups are made anew when it is read: those of a large model take memory."""
     from nanollama.quant import grouped
 
-    fmt = grouped.exact_format(bits, shape[1], groups)
+    fmt = grouped.exact_format(bits, shape[1], groups())
     words = "<u4" if weights.dtype in INTS else "u1"
     return layer.packed(
         weights,
         shape,
         fmt,
-        lambda data: grouped.packed(codes(data.view(words).reshape(weights.shape)), groups, fmt),
+        lambda data: grouped.packed(codes(data.view(words).reshape(weights.shape)), groups(), fmt),
     )
 
 

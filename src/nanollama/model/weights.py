@@ -151,7 +151,7 @@ def _layer(reader: _Reader[Weight], spec: ModelSpec, prefix: str) -> LayerWeight
         return reader.vector(f"{prefix}.{name}.weight", size)
 
     before, behind = spec.norm.before, spec.norm.behind
-    router, gate_up, down = _mlp(reader, spec, f"{prefix}.mlp")
+    # Taken in the order of their use, so that backends that pack one behind the other read memory forwards.
     return LayerWeights(
         input_norm=norm(before[0]) if before else None,
         qkv=reader.matrix(
@@ -163,9 +163,9 @@ def _layer(reader: _Reader[Weight], spec: ModelSpec, prefix: str) -> LayerWeight
         o=reader.matrix(attention, {"o_proj": hidden}, a.q_size, bias=a.output_bias),
         post_attention_norm=norm(behind[0]) if behind else None,
         mlp_norm=norm(before[1]) if before else None,
-        router=router,
-        gate_up=gate_up,
-        down=down,
+        router=(mlp := _mlp(reader, spec, f"{prefix}.mlp"))[0],
+        gate_up=mlp[1],
+        down=mlp[2],
         post_mlp_norm=norm(behind[1]) if behind else None,
     )
 

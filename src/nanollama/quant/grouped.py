@@ -83,7 +83,7 @@ def fields(words: Words, bits: int) -> Bytes:
 
 def _nibble_pairs(codes: Bytes) -> Bytes:
     """A block's number shares its byte with the one 16 places on."""
-    pairs: Bytes = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << 4
+    pairs: Bytes = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << np.uint8(4)
     return pairs
 
 

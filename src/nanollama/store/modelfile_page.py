@@ -50,7 +50,8 @@ A template with Go's actions, as in Ollama's library, is translated to Jinja: te
 `and`, `or`, `not`, `eq`, `ne`, `lt`, `le`, `gt`, `ge`, `len`, `slice`, `index`, `json`, `currentDate` and
 `printf` with `%s`, `%d` and `%v`. Anything else is refused by name.
 
-`--quantize TYPE` writes the weights of a GGUF file in a smaller type into the store.
+`--quantize TYPE` writes the weights of a GGUF file or a folder of safetensors in a smaller type
+into the store, as GGUF.
 '''
 
 
