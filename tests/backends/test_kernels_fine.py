@@ -1,4 +1,4 @@
-"""Activations in two 8-bit parts, for 8-bit weights: what the first part's rounding leaves is not lost."""
+"""Activations in two 8-bit parts: what the first part's rounding leaves is not lost."""
 
 import ctypes
 
@@ -9,6 +9,7 @@ from nanollama.backends.native.library import Activations, Kernels, Library
 from packing import Inputs, decoded, matmul, pack, random_rows
 
 FINE_STEPS = 254
+TYPES = ("Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q5_K")
 
 
 def fine_inputs(kernels: Kernels, values: np.ndarray) -> tuple[Inputs, np.ndarray]:
@@ -52,22 +53,26 @@ def test_both_parts_give_the_value_back_250_times_as_well_as_one(kernels: Kernel
     assert (np.abs(values - restored) <= steps * (0.5 / FINE_STEPS + 2e-6)).all()
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(8, 32), (19, 576), (40, 4096)])
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("rows", "cols"), [(8, 256), (19, 768), (40, 4096)])
 @pytest.mark.parametrize("count", [1, 3, 17])
 def test_a_product_is_that_of_both_parts(
-    kernel_library: Library, kernels: Kernels, rows: int, cols: int, count: int
+    kernel_library: Library, kernels: Kernels, kind: str, rows: int, cols: int, count: int
 ) -> None:
-    source = random_rows("Q8_0", rows, cols, np.random.default_rng(cols))
-    weights = decoded("Q8_0", source, cols).astype(np.float64)
+    source = random_rows(kind, rows, cols, np.random.default_rng(cols))
+    weights = decoded(kind, source, cols).astype(np.float64)
     x, restored = fine_inputs(kernels, values_of(count, cols))
-    out = matmul(kernels, pack(kernel_library, [("Q8_0", source)], cols), x)
+    out = matmul(kernels, pack(kernel_library, [(kind, source)], cols), x)
     bound = np.abs(restored) @ np.abs(weights).T
     assert (np.abs(out - restored @ weights.T) <= 2e-6 * bound + 1e-30).all()
 
 
-def test_a_row_is_the_same_to_the_bit_in_any_batch(kernel_library: Library, kernels: Kernels) -> None:
-    source = random_rows("Q8_0", 24, 1024, np.random.default_rng(1))
-    weights = pack(kernel_library, [("Q8_0", source)], 1024)
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_row_is_the_same_to_the_bit_in_any_batch(
+    kernel_library: Library, kernels: Kernels, kind: str
+) -> None:
+    source = random_rows(kind, 24, 1024, np.random.default_rng(1))
+    weights = pack(kernel_library, [(kind, source)], 1024)
     values = values_of(23, 1024)
     whole = matmul(kernels, weights, fine_inputs(kernels, values)[0])
     for row in range(23):

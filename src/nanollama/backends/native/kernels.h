@@ -28,8 +28,8 @@ struct NlMatrix {
 
 // Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be
 // null). `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of
-// the 32. Where 8-bit weights read them, `fine` holds what rounding to `quants` left over, in 254ths of the
-// scale: weights that exact deserve no less (else both are null).
+// the 32. Where weights of finer types read them, `fine` holds what rounding to `quants` left over, in 254ths of
+// the scale (else both are null).
 struct NlActivations {
     const float* values;  // [rows, stride]
     int64_t stride;

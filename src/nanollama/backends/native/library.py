@@ -39,6 +39,11 @@ class Kind(IntEnum):
         """Whether the kernels multiply it with float32 activations instead of quantized ones."""
         return self >= Kind.F16
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether its products take what quantizing activations to 8 bits leaves over as well."""
+        return self in {Kind.U4DM, Kind.U5D, Kind.U5DM, Kind.S8D, Kind.U5K}
+
 
 class Segment(Structure):
     """``NlSegment``: rows ``[out_column, out_column + rows)`` of a matrix, packed."""

@@ -274,17 +274,22 @@ void run_job(const Job& job, int64_t rows) {
     }
 }
 
+// With both parts of the activations where they are there: somebody who shares them may not want them.
+template <class Q, class S>
+void run_fine_or_not(const Job& job, int64_t rows) {
+    if (job.x->fine) return run_job<QuantTiles<Q, S, true>>(job, rows);
+    run_job<QuantTiles<Q, S>>(job, rows);
+}
+
 inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
     switch (kind) {
         case NL_U4D: return run_job<QuantTiles<Bits4, ScaleHalf<8>>>(job, rows);
-        case NL_U4DM: return run_job<QuantTiles<Bits4, ScaleHalfMin>>(job, rows);
-        case NL_U5D: return run_job<QuantTiles<Bits5, ScaleHalf<16>>>(job, rows);
-        case NL_U5DM: return run_job<QuantTiles<Bits5, ScaleHalfMin>>(job, rows);
-        case NL_S8D:
-            if (job.x->fine) return run_job<QuantTiles<Bits8, ScaleHalf<0>, true>>(job, rows);
-            return run_job<QuantTiles<Bits8, ScaleHalf<0>>>(job, rows);
+        case NL_U4DM: return run_fine_or_not<Bits4, ScaleHalfMin>(job, rows);
+        case NL_U5D: return run_fine_or_not<Bits5, ScaleHalf<16>>(job, rows);
+        case NL_U5DM: return run_fine_or_not<Bits5, ScaleHalfMin>(job, rows);
+        case NL_S8D: return run_fine_or_not<Bits8, ScaleHalf<0>>(job, rows);
         case NL_U4K: return run_job<QuantTiles<Bits4, ScaleSuper>>(job, rows);
-        case NL_U5K: return run_job<QuantTiles<Bits5, ScaleSuper>>(job, rows);
+        case NL_U5K: return run_fine_or_not<Bits5, ScaleSuper>(job, rows);
         case NL_U6K: return run_job<QuantTiles<Bits6, ScaleSuperHalves>>(job, rows);
         case NL_N4D: return run_job<QuantTiles<Codebook<kTableIq4Nl>, ScaleHalf<0>>>(job, rows);
         case NL_N4E: return run_job<QuantTiles<Codebook<kTableMxfp4>, ScaleExponent>>(job, rows);

@@ -40,7 +40,7 @@ class NativePacker:
             sizes=tuple(part.shape[0] for part in parts),
             bias=self._bias(biases),
             is_float=all(kind.is_float for kind in kinds),
-            is_fine=Kind.S8D in kinds,
+            is_fine=any(kind.is_fine for kind in kinds),
         )
 
     def experts(
@@ -56,7 +56,7 @@ class NativePacker:
             sizes=tuple(part.shape[0] for part in experts[0]),
             bias=self._bias([bias for vectors in biases for bias in vectors]),
             is_float=all(kind.is_float for kind in kinds),
-            is_fine=Kind.S8D in kinds,
+            is_fine=any(kind.is_fine for kind in kinds),
         )
         self.expert_bytes += self.n_bytes - before
         return weight
