@@ -46,7 +46,8 @@ def check_room(prompt_tokens: int, window: int) -> int:
     """How many tokens a window has left after a prompt; refuses a prompt that leaves none."""
     if prompt_tokens >= window:
         raise ContextOverflowError(
-            f"the prompt has {prompt_tokens} tokens and the context window holds {window}, of which the answer "
+            f"the prompt has {prompt_tokens} tokens and the context window holds {window}, of which the "
+            "answer "
             "needs at least one: shorten it or use a larger context window"
         )
     return window - prompt_tokens

@@ -24,7 +24,9 @@ def test_torch_stands_in_for_the_native_backend_with_a_notice(wide_heads: ModelS
         notice=notices.append,
     )  # fmt: skip
     assert loaded.name == "torch"
-    assert len(notices) == 1 and "slower torch backend" in notices[0] and "528 dimensions" in notices[0]
+    assert len(notices) == 1
+    assert "slower torch backend" in notices[0]
+    assert "528 dimensions" in notices[0]
     loaded.backend.close()
 
 
