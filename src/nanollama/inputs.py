@@ -47,8 +47,7 @@ def check_room(prompt_tokens: int, window: int) -> int:
     if prompt_tokens >= window:
         raise ContextOverflowError(
             f"the prompt has {prompt_tokens} tokens and the context window holds {window}, of which the "
-            "answer "
-            "needs at least one: shorten it or use a larger context window"
+            "answer needs at least one: shorten it or use a larger context window"
         )
     return window - prompt_tokens
 
