@@ -1,16 +1,25 @@
-"""llama.cpp as an oracle: a GGUF file and token ids in, its logits and tokens out."""
+"""llama.cpp as an oracle: a GGUF file and token ids in, its logits and tokens out.
+
+A test that asks it is skipped where llama-cpp-python is not installed: it compiles for eight minutes.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
+import pytest
+
+
+def library() -> Any:
+    """The module, or a skipped test."""
+    return pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 
 @contextmanager
 def _model(path: Path) -> Iterator[Any]:
+    llama_cpp = library()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     assert model, "llama.cpp does not load the file"
     yield model
@@ -19,6 +28,7 @@ def _model(path: Path) -> Iterator[Any]:
 
 def llama_cpp_logits(path: Path, ids: Sequence[int]) -> np.ndarray:
     """What llama.cpp says after each token, ``[tokens, vocabulary]``; a float32 cache, no fused attention."""
+    llama_cpp = library()
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = settings.n_batch = 256
     settings.n_threads = settings.n_threads_batch = 1
@@ -41,6 +51,7 @@ def llama_cpp_logits(path: Path, ids: Sequence[int]) -> np.ndarray:
 
 def llama_cpp_tokens(path: Path, text: str) -> list[int]:
     """The ids of a text, special tokens recognised and added as the file says."""
+    llama_cpp = library()
     raw = text.encode()
     room = (llama_cpp.llama_token * (len(raw) + 8))()
     with _model(path) as model:

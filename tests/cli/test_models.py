@@ -177,8 +177,24 @@ def test_path_prints_the_path_alone(two, capsys):
 
 def test_path_of_a_model_whose_file_is_missing_says_what_to_do(two, capsys):
     two[1].unlink()
-    assert main(["path", "kept"]) == 1
-    assert "nanollama verify kept:latest" in capsys.readouterr().err
+    for command in (["path", "kept"], ["cp", "kept", "new"], ["run", "kept", "hi"], ["show", "kept"]):
+        assert main(command) == 1
+        assert "nanollama verify --repair kept:latest" in capsys.readouterr().err
+
+
+def test_a_copy_needs_a_name_of_its_own(with_smollm2, capsys):
+    for target in ("smollm2", "smollm2:135m"):
+        assert main(["cp", "smollm2", target]) == 2
+        assert "are the same model" in capsys.readouterr().err
+    assert main(["cp", "smollm2", "mine"]) == 0
+    assert capsys.readouterr().out == "mine:latest is a copy of smollm2:135m; the files are shared\n"
+
+
+@pytest.mark.parametrize("command", ["rm", "path", "verify"])
+def test_commands_over_what_is_here_point_to_list(command, with_smollm2, capsys):
+    assert main([command, "zzzzzz"]) == 1
+    assert "there is no model 'zzzzzz" in (said := capsys.readouterr().err)
+    assert "on this machine: 'nanollama list' shows what is there" in said
 
 
 def test_a_damaged_register_is_said_once_and_does_not_stop_a_command(two, data_home, capsys):

@@ -164,6 +164,18 @@ def test_a_failure_half_way_leaves_the_old_file_as_it_was(tmp_path: Path) -> Non
         assert file.metadata["k"] == "old"
 
 
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "device")
+    (tmp_path / "link").symlink_to(tmp_path / "device")
+    for name in ("folder", "device", "link"):
+        with pytest.raises(UsageError, match=f"{name} is there and no regular file"):
+            write_gguf(tmp_path / name, {}, [])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["device", "folder", "link"]
+    assert (tmp_path / "device").is_fifo()
+    assert (tmp_path / "folder").is_dir()
+
+
 def test_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", {}, [])
     (tmp_path / "plain").touch()

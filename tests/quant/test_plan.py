@@ -4,9 +4,9 @@ import ctypes
 from math import prod
 from pathlib import Path
 
-import llama_cpp
 import pytest
 
+from llama_oracle import library
 from nanollama.errors import UsageError
 from nanollama.formats.gguf import GGUFFile
 from nanollama.formats.gguf_write import Value, write_gguf
@@ -120,6 +120,7 @@ def write_zeros(path: Path, metadata: dict[str, Value], tensors: list[Stored]) -
 
 @pytest.mark.parametrize("model", MODELS)
 def test_mixtures_are_llama_cpps(model: str, tmp_path: Path) -> None:
+    llama_cpp = library()
     source, target = tmp_path / "source.gguf", tmp_path / "target.gguf"
     write_zeros(source, *MODELS[model])
     with GGUFFile(source) as file:

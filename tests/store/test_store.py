@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from nanollama.errors import ModelNotFoundError, UnsupportedError, UsageError
+from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError, UsageError
 from nanollama.store.names import ModelName
 from nanollama.store.store import Store, default_root, locate
 
@@ -95,10 +95,26 @@ def test_a_path_that_no_system_takes_is_a_missing_file(name, make_store):
 
 def test_a_folder_is_refused_with_advice(tmp_path, make_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "folder.gguf").mkdir()
     for name in (str(tmp_path), "folder.gguf", ".", "~"):
-        with pytest.raises(UnsupportedError, match="is a folder: give the path of one"):
+        with pytest.raises(FormatError, match="has no config.json, so it is no model folder"):
             make_store().locate(name)
+    (tmp_path / "mine.gguf").touch()
+    for refuses in (make_store().locate, make_store().pull, make_store().import_path):
+        with pytest.raises(FormatError, match="to run mine.gguf, give its own path"):
+            refuses(str(tmp_path))
+    (tmp_path / "config.json").touch()
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UnsupportedError, match="only as pytorch_model.bin"):
+        make_store().locate(str(tmp_path))
+
+
+def test_a_folder_named_like_a_model_is_found_by_its_path(tmp_path, make_store, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ModelNotFoundError, match="to mean the file or folder, write ./mine"):
+        make_store().locate("mine")
 
 
 def test_a_device_or_a_pipe_is_refused_without_opening_it(tmp_path, make_store):

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from nanollama.errors import ModelNotFoundError, NanollamaError
+from nanollama.errors import NanollamaError
 from nanollama.store.names import ModelName
 from nanollama.store.registry import Record
 from nanollama.store.store import Store
@@ -94,27 +94,17 @@ def rm_command(args: argparse.Namespace) -> int:
 def cp_command(args: argparse.Namespace) -> int:
     """Registers the model ``args.source`` under a second name."""
     source, target = ModelName.parse(args.source), ModelName.parse(args.target)
-    record = open_store().copy(source, target, replacing=args.force)
-    print(f"{record.name} is a copy of {source}; the files are shared")
+    store = open_store()
+    base = store.present(source).name
+    record = store.copy(base, target, replacing=args.force)
+    print(f"{record.name} is a copy of {base}; the files are shared")
     return 0
 
 
 def path_command(args: argparse.Namespace) -> int:
     """Prints one path, and nothing else."""
-    print(present(open_store(), args.model).path)
+    print(open_store().present(ModelName.parse(args.model)).path)
     return 0
-
-
-def present(store: Store, text: str) -> Record:
-    """The complete model called ``text``. Raises ``ModelNotFoundError``."""
-    name = ModelName.parse(text)
-    if (record := store.find(name)) is not None:
-        return record
-    if name in store.state().records:
-        raise ModelNotFoundError(
-            f"a file of {name} is missing or was changed: see what 'nanollama verify {name}' says"
-        )
-    raise store.unknown(text)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -31,7 +31,7 @@ def add_perplexity_parser(subparsers: "argparse._SubParsersAction[Any]") -> None
         description="Perplexity of MODEL on FILE, by llama-perplexity's convention: windows that do "
         "not overlap, the second half of each scored. Figures compare only with the same file and N.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a name or a .gguf file")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("file", metavar="FILE", help="a UTF-8 text file")
     parser.add_argument(
         "--json", action="store_true", help='print {"perplexity": …, "tokens": …, "windows": …}'

@@ -79,7 +79,7 @@ def add_run_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "default model.",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="MODEL, PROMPT", help=f"a name or a .gguf file ({DEFAULT_MODEL}); a text"
+        "words", nargs="*", metavar="MODEL, PROMPT", help=f"a name, a .gguf file or a folder ({DEFAULT_MODEL}); a text"
     )
     parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")
     add_common_options(parser)
@@ -89,7 +89,7 @@ def add_run_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 def add_flat_options(parser: argparse.ArgumentParser) -> None:
     """The options of the form without a command."""
     parser.add_argument("--prompt", metavar="TEXT", help="the text to complete, or to answer with --chat")
-    parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help="a name or a .gguf file")
+    parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help=MODEL_HELP)
     parser.add_argument("--chat", action="store_true", help="use the model's chat template")
     parser.add_argument("--interactive", action="store_true", help="go on with a session after the prompt")
     parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")

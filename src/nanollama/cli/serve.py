@@ -84,7 +84,7 @@ def add_serve_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         epilog=f"A key can also be given in the environment variable {KEY_VARIABLE}, where other users of "
         "this machine don't see it. docs/reference/ollama.md lists the variables that set the rest.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a name or a .gguf file")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     add_serving_options(parser)
     add_settings(parser.add_argument_group("how to load"), (*LOADING, CONTEXT))
     parser.set_defaults(handler=serve_command)
@@ -134,7 +134,7 @@ def add_flat_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serve", action="store_true", help="answer requests in the form of OpenAI's and Ollama's APIs"
     )
-    parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help="a name or a .gguf file")
+    parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help=MODEL_HELP)
     add_serving_options(parser)
     add_settings(parser.add_argument_group("how to load"), (*LOADING, CONTEXT))
     parser.set_defaults(handler=serve_command)

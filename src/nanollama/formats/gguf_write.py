@@ -48,9 +48,11 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Iterabl
 
     A plain value gets the usual type (``inferred``), a ``Typed`` one its own; text that holds surrogates is
     written as the bytes they stand for. ``general.alignment`` in ``metadata`` is honoured. UsageError names
-    the key or tensor that cannot be written as asked.
+    the key or tensor that cannot be written as asked, and a ``path`` that is a device or a folder.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # the new file would take the place of the device
+        raise UsageError(f"{path} is there and no regular file: give the path of a file to write")
     table = list(tensors)
     alignment = _alignment(metadata)
     header = _header(metadata, table, alignment)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
+from nanollama.errors import FormatError, ModelNotFoundError
+from nanollama.formats.folders import CONFIG, INDEX, SINGLE, not_a_checkpoint
 from nanollama.formats.safetensors import SafetensorsFile
 from nanollama.formats.strict_json import Json, read_object
 from nanollama.model.checkpoint import Checkpoint, open_gguf
@@ -20,11 +21,8 @@ from nanollama.model.registry import family_of_config
 from nanollama.text.tokenizer import Tokenizer
 from nanollama.text.tokenizer_settings import read_settings
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 16 << 20
 _MAX_SHARDS = 1024
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -72,15 +70,10 @@ def _config(folder: Path) -> Json:
         if folder.exists():
             raise FormatError(f"{folder.name} is a file, but a folder with a config.json was expected")
         raise ModelNotFoundError(f"there is no folder {folder}; check the path")
-    path = folder / "config.json"
-    if path.exists():
-        return read_object(path)
-    if found := sorted(folder.glob("*.gguf")):
-        raise FormatError(f"{folder.name} has no config.json; to run {found[0].name}, give its own path")
-    raise FormatError(
-        f"{folder.name} has no config.json, so it is no model folder; give the folder of a Hugging Face "
-        "checkpoint or the path of a GGUF file"
-    )
+    path = folder / CONFIG
+    if not path.exists():
+        raise not_a_checkpoint(folder)
+    return read_object(path)
 
 
 class _Shards:
@@ -89,14 +82,14 @@ class _Shards:
     def __init__(self, folder: Path) -> None:
         self.tensors: dict[str, StoredTensor] = {}
         self._files: list[SafetensorsFile] = []
-        single, index = folder / _SINGLE, folder / _INDEX
+        single, index = folder / SINGLE, folder / INDEX
         try:
             if single.exists() or single.is_symlink():
                 self._add(single)
             elif index.exists() or index.is_symlink():
                 self._open_indexed(folder, _placed(index))
             else:
-                raise _no_weights(folder)
+                raise not_a_checkpoint(folder)
         except BaseException:
             self.close()
             raise
@@ -106,10 +99,10 @@ class _Shards:
             self._add(folder / name)
             for tensor, shard in placed.items():
                 if shard == name and tensor not in self._files[-1].tensors:
-                    raise FormatError(f"{_INDEX} has the tensor {tensor!r:.100} in {name}, which lacks it")
+                    raise FormatError(f"{INDEX} has the tensor {tensor!r:.100} in {name}, which lacks it")
         if unlisted := sorted(set(self.tensors) - set(placed)):
             raise FormatError(
-                f"the tensor {unlisted[0]!r:.100} is in a file, but not in {_INDEX}: the files are not of "
+                f"the tensor {unlisted[0]!r:.100} is in a file, but not in {INDEX}: the files are not of "
                 "one model; fetch the folder again"
             )
 
@@ -160,21 +153,3 @@ def _placed(index: Path) -> dict[str, str]:
 
 def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not name.startswith(".") and not set(name) & set("/\\:\0")
-
-
-def _no_weights(folder: Path) -> FormatError | UnsupportedError:
-    """The error for a folder without ``model.safetensors``, by what is there instead."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    if found := next((name for name in names if name.endswith(_OTHER_WEIGHTS)), None):
-        return UnsupportedError(
-            f"{folder.name} holds its weights only as {found}, a format that can carry code and is never "
-            "loaded; get the model's safetensors files, or have transformers save it again (save_pretrained)"
-        )
-    if found := next((name for name in names if name.endswith(".safetensors")), None):
-        return FormatError(
-            f"{folder.name} has {found}, but neither {_SINGLE} nor {_INDEX}; fetch the folder again"
-        )
-    return FormatError(
-        f"{folder.name} has a config.json, but no weights: expected {_SINGLE} or {_INDEX}; fetch the folder "
-        "again"
-    )

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
+from nanollama.errors import FormatError, ModelNotFoundError
+from nanollama.formats.folders import not_a_checkpoint
 from nanollama.store.files import read_small, regular_file, sha256_of
 from nanollama.store.names import DEFAULT_TAG, Digest, ModelName
 from nanollama.store.recipe import Recipe
@@ -57,9 +58,7 @@ def describe(path: Path, name: ModelName, progress: Progress | None = None) -> R
         files = _files(_checkpoint_files(path), progress)
         return _record(name, path, files, is_folder=True)
     if path.is_dir():
-        raise UnsupportedError(
-            f"{path} is a folder without config.json and *.safetensors: give the path of one .gguf file"
-        )
+        raise not_a_checkpoint(path)
     return _record(name, path, _files(_gguf_files(path), progress))
 
 

@@ -93,5 +93,5 @@ def _bad_name(text: str) -> UsageError:
     shown = ascii(text if len(text) <= 80 else text[:80] + "...")
     return UsageError(
         f"{shown} is not a model name: expected [namespace/]model[:tag] in letters, digits, '.', '_' and '-' "
-        "(for instance smollm2:135m) or the path of a .gguf file"
+        "(for instance smollm2:135m)"
     )

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanollama.errors import DownloadError, ModelNotFoundError, UnsupportedError, UsageError
+from nanollama.errors import DownloadError, ModelNotFoundError, NanollamaError, UsageError
 from nanollama.store.adopt import adoptable, folder_of
 from nanollama.store.catalogue import ALIASES, CATALOGUE, Entry, find_entry
 from nanollama.store.files import expanded, locked, regular_file
 from nanollama.store.imports import describe, is_checkpoint, name_for
+from nanollama.store.missing import incomplete, not_a_model_file
 from nanollama.store.names import DEFAULT_TAG, ModelName
 from nanollama.store.recipe import Recipe
 from nanollama.store.registry import Record, Registry, State
@@ -70,20 +71,19 @@ class Store:
         """What ``text`` means; see the function of the same name."""
         if _is_path(text):
             return Located(expanded(text), Recipe())
-        looks_like_path = "/" in text or os.sep in text or text.lower().endswith(".gguf")
         if name := self._remote_name(text):
             fetchable = True
         else:
             try:
                 name = ModelName.parse(text)
             except UsageError as error:
-                is_path = looks_like_path or (text != "" and os.path.isdir(expanded(text)))
-                raise (_not_a_model_file(text) if is_path else error) from None
+                is_path = _looks_like_path(text) or (text != "" and os.path.isdir(expanded(text)))
+                raise (not_a_model_file(text) if is_path else error) from None
             fetchable = find_entry(name, self._catalogue) is not None
         if found := self.find(name):
             return Located(found.path, found.recipe, found.name, found)
         if not fetchable:
-            raise _not_a_model_file(text) if looks_like_path else self.unknown(text)
+            raise self._not_here(text, name)
         if not fetch:
             raise ModelNotFoundError(f"{text} is not on this machine: fetch it with 'nanollama pull {text}'")
         record = self.pull(text, progress)
@@ -157,8 +157,8 @@ class Store:
         """
         with self._changing() as state:
             base = self._present(state, source)
-            if target == base.name:
-                raise UsageError(f"{source} and {target} are the same name: give another one for the copy")
+            if self.named(state, target) is base:
+                raise UsageError(f"{source} and {target} are the same model: give the copy a name of its own")
             if target in state.records and not replacing:
                 raise UsageError(f"there is a model {target} already: remove it first, or copy with --force")
             record = replace(base, name=target, modified=_now())
@@ -220,6 +220,8 @@ class Store:
         progress, fetcher = progress or Silent(), self._fetcher or Fetcher()
         if hosts is None and _is_path(target):
             return self.import_path(target, progress=progress)
+        if hosts is None and target.startswith((".", "/", "~")):  # so no name begins
+            raise not_a_model_file(target)
         self._check_pullable(target)
         plan = plan_for(target, fetcher, catalogue=self._catalogue, hosts=hosts or ANY)
         if (present := self.find(plan.name)) and is_current(present, plan):
@@ -252,20 +254,41 @@ class Store:
             raise UsageError(f"there is a model {name} already: give this one another name with --name")
         return self.add(describe(where, name, progress or Silent()))
 
-    def unknown(self, text: str) -> ModelNotFoundError:
-        """The error for a name that means nothing here, with the names that look like it."""
+    def present(self, name: ModelName) -> Record:
+        """The complete model called ``name``. Raises ``ModelNotFoundError``, which says what is missing."""
+        return self._present(self.state(), name)
+
+    def unknown(self, text: str, *, also: str | None = None) -> ModelNotFoundError:
+        """The error for a name that means nothing here, with the names that look like it.
+
+        ``also`` is what else works where a name of the catalogue does; then those count too.
+        """
         from difflib import get_close_matches
 
         text = text.removesuffix(f":{DEFAULT_TAG}")
-        here = {str(record.name) for record in self.list()}
-        known = sorted({str(entry.name) for entry in self._catalogue} | here)
-        if ":" not in text:  # then a name without a tag is the answer, where one stands for something
-            known = sorted({alias for alias in ALIASES if ":" not in alias} | here)
-        close = get_close_matches(text.lower(), known, n=3, cutoff=0.6)
-        hint = (
-            f"did you mean {' or '.join(close)}?" if close else "'nanollama search' lists what can be fetched"
-        )
-        return ModelNotFoundError(f"there is no model {text!r} (the path of a .gguf file works too): {hint}")
+        known = {str(record.name).removesuffix(f":{DEFAULT_TAG}") for record in self.list()}
+        if also is None:
+            what, hint = "on this machine", "'nanollama list' shows what is there"
+        else:
+            what, hint = f"({also} works too)", "'nanollama search' lists what can be fetched"
+            # A name without a tag is the answer to one, where it stands for something.
+            without_tag = {alias for alias in ALIASES if ":" not in alias}
+            known |= {str(entry.name) for entry in self._catalogue} if ":" in text else without_tag
+        if close := get_close_matches(text.lower(), sorted(known), n=3, cutoff=0.6):
+            hint = f"did you mean {' or '.join(close)}?"
+        return ModelNotFoundError(f"there is no model {text!r} {what}: {hint}")
+
+    def _not_here(self, text: str, name: ModelName) -> NanollamaError:
+        """The error for a ``text`` that is no path and, as ``name``, no model that can be had."""
+        if (record := self.state().records.get(name)) is not None:
+            return incomplete(record)
+        if _looks_like_path(text):
+            return not_a_model_file(text)
+        if os.path.exists(expanded(text)):
+            return ModelNotFoundError(
+                f"there is no model {text!r}: to mean the file or folder, write ./{text}"
+            )
+        return self.unknown(text, also="a path")
 
     def _check_pullable(self, target: str) -> None:
         """Refuses a name that is neither in the catalogue nor on the hub, with what is known here in mind."""
@@ -273,7 +296,7 @@ class Store:
             return
         if (name := ModelName.parse(target)) in self.state().records:
             raise UsageError(f"{name} was made or imported on this machine: there is nothing to pull it from")
-        raise self.unknown(target)
+        raise self.unknown(target, also="hf.co/user/repo")
 
     def _remote_name(self, text: str) -> ModelName | None:
         """The name that an address or a repository of the hub has here, or ``None`` for anything else."""
@@ -301,8 +324,10 @@ class Store:
     def _present(self, state: State, name: ModelName) -> Record:
         """The record of ``name``, all files there. Raises ``ModelNotFoundError``."""
         record = self.named(state, name)
-        if record is None or not is_complete(record):
+        if record is None:
             raise self.unknown(str(name))
+        if not is_complete(record):
+            raise incomplete(record)
         return record
 
     def _put(self, state: State, record: Record) -> None:
@@ -339,9 +364,13 @@ def locate(text: str, *, fetch: bool = True, progress: Progress | None = None) -
     return Store().locate(text, fetch=fetch, progress=progress)
 
 
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or os.sep in text or text.lower().endswith(".gguf")
+
+
 def _is_path(text: str) -> bool:
     """Whether ``text`` is an existing file or checkpoint folder, and looks like a path and not a name."""
-    if not ("/" in text or os.sep in text or text.lower().endswith(".gguf")):
+    if not _looks_like_path(text):
         return False
     path = expanded(text)
     return os.path.isfile(path) or is_checkpoint(path)
@@ -349,17 +378,3 @@ def _is_path(text: str) -> bool:
 
 def _now() -> float:
     return round(time.time(), 6)
-
-
-def _not_a_model_file(name: str) -> ModelNotFoundError | UnsupportedError:
-    path = expanded(name)
-    if os.path.isdir(path):
-        return UnsupportedError(
-            f"{name!r} is a folder: give the path of one .gguf file in it, or of a checkpoint's folder "
-            "(config.json and *.safetensors)"
-        )
-    if os.path.exists(path):
-        return UnsupportedError(f"{name!r} is not a regular file: give the path of a .gguf file")
-    return ModelNotFoundError(
-        f"there is no file {name!r}: check the path, or see what 'nanollama list' shows"
-    )
