@@ -60,6 +60,7 @@ class UnsupportedError(NanollamaError):
 class TemplateError(NanollamaError):
     """A chat template could not be parsed, raised, or overran its time or output budget."""
 
+    exit_code = 2
     http_status = 400
 
 

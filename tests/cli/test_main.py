@@ -78,8 +78,14 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         (["run", "smollm2", "x", "--tempo=3"], "unknown option --tempo (did you mean --temp?)"),
         (["run", "smollm2", "x", "--frobnicate"], "unknown option --frobnicate: nanollama run --help"),
         (["--temp", "0.5", "run", "smollm2"], "unexpected argument 'run'"),
-        (["--prompt"], "--prompt: expected one argument"),
-        (["perplexity", "smollm2"], "the following arguments are required: FILE"),
+        (
+            ["run", "./folder", "--prompt", "x"],
+            "--prompt belongs to the form without a command: nanollama run",
+        ),
+        (["run", "--model=x", "hi"], "--model belongs to the form without a command"),
+        (["completion", "tcsh"], "SHELL is 'tcsh'; expected one of"),
+        (["--prompt"], "--prompt needs a value: nanollama --help"),
+        (["perplexity", "smollm2"], "what is missing is FILE: nanollama perplexity --help"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_with_a_suggestion(
@@ -185,5 +191,5 @@ def test_a_reader_that_goes_away_is_no_error(stories_path: Path) -> None:
         assert process.stderr is not None
         assert process.stdout.read(1)
         process.stdout.close()
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == "Loaded 5 layers, 292.8K params on cpu (float32)\n"
         assert process.wait(60) == 141

@@ -38,8 +38,9 @@ def test_list_shows_name_identity_size_and_age_in_columns(with_smollm2, capsys):
     own.write_bytes(b"GGUF")
     assert main(["list"]) == 0
     header, first, second = capsys.readouterr().out.splitlines()
+    (own_id,) = (each.id[:12] for each in Store().list() if each.digest is None)
     assert re.split(r"\s{2,}", header) == ["NAME", "ID", "SIZE", "MODIFIED"]
-    assert re.split(r"\s{2,}", first) == ["me/my-own-model:v1", "-", "4 B", "just now"]
+    assert re.split(r"\s{2,}", first) == ["me/my-own-model:v1", own_id, "4 B", "just now"]
     assert re.split(r"\s{2,}", second)[:3] == ["smollm2:135m", "b179c9523d0e", "98 MB"]
     assert second.endswith("years ago")
     assert header.index("ID") == second.index("b179")
@@ -56,6 +57,7 @@ def test_list_can_print_json(with_smollm2, capsys):
     assert json.loads(capsys.readouterr().out) == [
         {
             "name": "smollm2:135m",
+            "id": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             "digest": "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             "size": 98362432,
             "modified": "1970-01-02T00:00:00Z",
@@ -177,9 +179,18 @@ def test_path_prints_the_path_alone(two, capsys):
 
 def test_path_of_a_model_whose_file_is_missing_says_what_to_do(two, capsys):
     two[1].unlink()
-    for command in (["path", "kept"], ["cp", "kept", "new"], ["run", "kept", "hi"], ["show", "kept"]):
+    for command in (["path", "kept"], ["cp", "kept", "new"], ["show", "kept"], ["bench", "kept"]):
         assert main(command) == 1
         assert "nanollama verify --repair kept:latest" in capsys.readouterr().err
+
+
+def test_list_tells_which_models_it_leaves_out(two, capsys):
+    two[1].unlink()
+    assert main(["list"]) == 0
+    captured = capsys.readouterr()
+    assert "kept" not in captured.out
+    (line,) = captured.err.splitlines()
+    assert line == "nanollama: not all files of kept:latest are as they were: see 'nanollama verify'"
 
 
 def test_a_copy_needs_a_name_of_its_own(with_smollm2, capsys):
@@ -203,3 +214,5 @@ def test_a_damaged_register_is_said_once_and_does_not_stop_a_command(two, data_h
     captured = capsys.readouterr()
     assert captured.out == "mine:latest\nkept:latest\n"
     assert captured.err == "nanollama: models.json is damaged; its copy models.json.bak is used\n"
+    assert main(["show", "kepd"]) == 1
+    assert capsys.readouterr().err.count("is damaged") == 1

@@ -257,7 +257,7 @@ SINGLE: dict[str, tuple[Callable[[Path], object], type[NanollamaError], str]] = 
     "a tensor too many": (
         tensors(lambda t: t.update(extra=torch.ones(3))),
         FormatError,
-        "1 tensors that the model does not use, the first extra",
+        "has 1 tensor that the model does not use, the first extra",
     ),
     "a wrong shape": (
         tensors(lambda t: t.update({NORM: torch.ones(65)})),

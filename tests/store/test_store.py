@@ -98,22 +98,22 @@ def test_a_folder_is_refused_with_advice(tmp_path, make_store, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "folder.gguf").mkdir()
     for name in (str(tmp_path), "folder.gguf", ".", "~"):
-        with pytest.raises(FormatError, match="has no config.json, so it is no model folder"):
+        with pytest.raises(FormatError, match=r"has no config\.json, so it is no model folder"):
             make_store().locate(name)
     (tmp_path / "mine.gguf").touch()
     for refuses in (make_store().locate, make_store().pull, make_store().import_path):
-        with pytest.raises(FormatError, match="to run mine.gguf, give its own path"):
+        with pytest.raises(FormatError, match=r"to run mine\.gguf, give its own path"):
             refuses(str(tmp_path))
     (tmp_path / "config.json").touch()
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(UnsupportedError, match="only as pytorch_model.bin"):
+    with pytest.raises(UnsupportedError, match=r"only as pytorch_model\.bin"):
         make_store().locate(str(tmp_path))
 
 
 def test_a_folder_named_like_a_model_is_found_by_its_path(tmp_path, make_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ModelNotFoundError, match="to mean the file or folder, write ./mine"):
+    with pytest.raises(ModelNotFoundError, match=r"to mean the file or folder, write \./mine"):
         make_store().locate("mine")
 
 

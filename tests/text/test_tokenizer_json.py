@@ -194,7 +194,7 @@ def bpe(vocab: dict[str, int], merges: list[Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": None}, FormatError, "model in tokenizer.json is None"),
+        ({"model": None}, FormatError, "model in tokenizer.json is None; expected an object"),
         ({"model": {"type": "Unigram", "vocab": []}}, UnsupportedError, "is 'Unigram'"),
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, FormatError, "is empty"),
         ({"model": {"type": "BPE", "vocab": {"a": 2**40}, "merges": []}}, FormatError, "is 1099511627776"),
@@ -221,7 +221,7 @@ def test_a_malformed_file_is_refused_by_name(
         Tokenizer.from_file(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000])
 def test_what_is_not_a_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nanollama.cli.options import CONTEXT, LOADING, Setting, add_settings, choice, given, whole
+from nanollama.cli.options import CONTEXT, LOADING, MODEL_HELP, Setting, add_settings, choice, given, whole
 from nanollama.cli.run import load
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import UsageError
@@ -57,7 +57,7 @@ def add_bench_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         description="Median speed of MODEL, beside the bounds of this machine: decoding reads every weight "
         "once for each token, or once for all tokens of a batch, and prefilling multiplies with it.",
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a name, a .gguf file or a folder")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_settings(parser, (*SHAPE, *LENGTHS, *LOADING, CONTEXT))
     parser.set_defaults(handler=bench_command)

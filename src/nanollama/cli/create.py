@@ -87,7 +87,9 @@ def _read(file: str) -> bytes:
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
     else:
         path = Path(file)
-        if path.is_dir() or not path.exists():  # a pipe, as of <(command), is fine
+        if path.is_dir():
+            raise UsageError(f"{file!r} is a folder: give the path of a Modelfile with -f")
+        if not path.exists():  # a pipe, as of <(command), is fine
             raise UsageError(f"there is no Modelfile {file!r}: write one, or give its path with -f")
         with path.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)

@@ -6,6 +6,7 @@ away. A failure is one sentence on standard error. Nothing heavy is imported bef
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -63,6 +64,17 @@ nanollama COMMAND --help lists the options of a command.
 """
 
 
+_SENTENCES = (
+    (re.compile(r"the following arguments are required: (.*)"), r"what is missing is \1"),
+    (re.compile(r"argument (\S+): expected one argument"), r"\1 needs a value"),
+    (
+        re.compile(r"argument (\S+): invalid choice: (\S+) \(choose from (.*)\)"),
+        r"\1 is \2; expected one of \3",
+    ),
+)
+"""What argparse says, and the same as a sentence."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that takes no abbreviations and whose complaints are errors like any other."""
 
@@ -70,6 +82,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str) -> NoReturn:
+        for pattern, sentence in _SENTENCES:
+            message = pattern.sub(sentence, message)
         raise UsageError(f"{message}: {self.prog} --help shows what can be given")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -79,6 +93,11 @@ class Parser(argparse.ArgumentParser):
             option = unknown[0].partition("=")[0]
             if not option.startswith("-"):
                 self.error(f"unexpected argument {option!r}")
+            if self.prog == "nanollama run" and option in flat_parser(argv)._option_string_actions:
+                raise UsageError(
+                    f"{option} belongs to the form without a command: nanollama run MODEL PROMPT, or "
+                    "nanollama --model MODEL --prompt PROMPT"
+                )
             self.error(f"unknown option {option}{did_you_mean(option, list(self._option_string_actions))}")
         return args
 
@@ -128,13 +147,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command: Parser = subparsers.choices[argv[0]]
         return command.read(argv[1:])
     if argv[0].startswith("-"):
-        flat = Parser(prog="nanollama", add_help=False)
-        (add_flat_serve_options if "--serve" in argv else add_flat_options)(flat)
-        return flat.read(argv)
+        return flat_parser(argv).read(argv)
     if " " in argv[0]:
         raise UsageError(f"{argv[0]!r} is not a command: to have it answered, nanollama run {argv[0]!r}")
     hint = did_you_mean(argv[0], list(subparsers.choices))
     raise UsageError(f"unknown command {argv[0]}{hint}: nanollama --help lists the commands")
+
+
+def flat_parser(argv: Sequence[str]) -> Parser:
+    """The parser of the form without a command."""
+    flat = Parser(prog="nanollama", add_help=False)
+    (add_flat_serve_options if "--serve" in argv else add_flat_options)(flat)
+    return flat
 
 
 def main(argv: Sequence[str] | None = None) -> int:

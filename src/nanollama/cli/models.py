@@ -57,7 +57,8 @@ def open_store() -> Store:
 
 def list_command(args: argparse.Namespace) -> int:
     """Prints the models that are there, newest first."""
-    records = open_store().list()
+    store = open_store()
+    records = store.list()
     if args.names:
         for record in records:
             print(record.name)
@@ -68,8 +69,13 @@ def list_command(args: argparse.Namespace) -> int:
         rows: list[tuple[str, ...]] = [("NAME", "ID", "SIZE", "MODIFIED")]
         for each in records:
             age = age_text(now - each.modified)
-            rows.append((str(each.name), short_id(each), size_text(each.size), age))
+            rows.append((str(each.name), each.id[:12], size_text(each.size), age))
         print(table(rows))
+    if not args.names and (broken := store.broken()):
+        names = ", ".join(map(str, broken))
+        print(
+            f"nanollama: not all files of {names} are as they were: see 'nanollama verify'", file=sys.stderr
+        )
     return 0
 
 
@@ -116,13 +122,10 @@ def table(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def short_id(record: Record) -> str:
-    return record.digest.short if record.digest else "-"
-
-
 def _as_json(record: Record) -> dict[str, Any]:
     return {
         "name": str(record.name),
+        "id": record.id,
         "digest": record.digest.text if record.digest else None,
         "size": record.size,
         "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.modified)),

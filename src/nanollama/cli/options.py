@@ -19,6 +19,7 @@ from nanollama.sampling.params import DEFAULTS, SETTINGS
 from nanollama.types import BACKENDS, DEVICES, DTYPES, ContextPolicy
 
 MAX_INT = 2**31
+MODEL_HELP = "a name, or the path of a .gguf file or a folder"
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 

@@ -31,7 +31,9 @@ LAST_SEED = 2**64 - 1
 """What the seed -1 means here; for Ollama's API it would be none."""
 
 _LOOKS_LIKE_ADDRESS = re.compile(
-    r"https?://\S*|localhost|[0-9]+(\.[0-9]+){3}|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):[0-9]{2,5}", re.ASCII
+    r"https?://\S*|(localhost|[0-9]+(\.[0-9]+){3})(:[0-9]{1,5})?"
+    r"|(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):[0-9]{2,5}",
+    re.ASCII,
 )
 
 

@@ -133,13 +133,11 @@ class Repl:
         self._terminal.say("No system prompt." if self._system is None else f"System prompt: {self._system}")
 
     def set(self, text: str) -> None:
-        """Show all settings, or change one. ``/set system TEXT`` is ``/system TEXT``."""
+        """Show all settings, or change one; ``parameter`` may be left out. ``/set system`` is ``/system``."""
         what, _, rest = text.partition(" ")
         if what == "system":
             return self.system(rest.strip())
-        if what not in ("", "parameter"):
-            raise UsageError("the form is /set parameter NAME VALUE, as in /set parameter temperature 0.2")
-        name, _, value = rest.strip().partition(" ")
+        name, _, value = (rest if what == "parameter" else text).strip().partition(" ")
         name = OTHER_NAMES.get(name, name)
         if not name:
             return self._show_settings()
@@ -152,7 +150,7 @@ class Repl:
             raise UsageError(f"unknown parameter {name}{hint}: expected one of {', '.join(SETTINGS)}")
         value = value.strip()
         if not value:
-            raise UsageError(f"{name} needs a value, or the word default: /set parameter {name} VALUE")
+            raise UsageError(f"{name} needs a value, or the word default: /set {name} VALUE")
         if value == "default":
             self._settings.pop(name, None)
         else:
@@ -224,9 +222,7 @@ COMMANDS = {
     "/clear": Command("/clear", "forget the conversation", Repl.clear),
     "/retry": Command("/retry", "answer the last message again", Repl.retry),
     "/system": Command("/system [TEXT | off]", "show, set or remove the system prompt", Repl.system),
-    "/set": Command(
-        "/set [parameter NAME VALUE]", "show all settings, or change one (VALUE default resets)", Repl.set
-    ),
+    "/set": Command("/set [NAME VALUE]", "show all settings, or change one (VALUE default resets)", Repl.set),
     "/show": Command("/show", "describe the model and the conversation", Repl.show),
     "/exit": _EXIT,
     "/bye": _EXIT,

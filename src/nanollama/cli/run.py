@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nanollama.cli.options import CONTEXT, GENERATION, LOADING, add_settings, given
+from nanollama.cli.options import CONTEXT, GENERATION, LOADING, MODEL_HELP, add_settings, given
 from nanollama.cli.remote import (
     Model,
     add_server_option,
@@ -79,7 +79,7 @@ def add_run_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "default model.",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="MODEL, PROMPT", help=f"a name, a .gguf file or a folder ({DEFAULT_MODEL}); a text"
+        "words", nargs="*", metavar="MODEL, PROMPT", help=f"{MODEL_HELP} ({DEFAULT_MODEL}); a text"
     )
     parser.add_argument("--raw", action="store_true", help="complete without the model's chat template")
     add_common_options(parser)

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nanollama.cli.options import CONTEXT, LOADING, Expected, Setting, add_settings, given, whole
+from nanollama.cli.options import CONTEXT, LOADING, MODEL_HELP, Expected, Setting, add_settings, given, whole
 from nanollama.errors import UsageError
 from nanollama.types import DEFAULT_MODEL
 

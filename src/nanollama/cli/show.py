@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanollama.cli.options import MODEL_HELP
 from nanollama.errors import UsageError
 from nanollama.store.recipe import Recipe, recipe_to_json
 
@@ -23,7 +24,7 @@ _SHOWN_LINES = 8
 def add_show_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama show`` to the command line."""
     parser = subparsers.add_parser("show", help="show what is known about a model")
-    parser.add_argument("model", metavar="MODEL", help="a name, or the path of a .gguf file or a folder")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parts = parser.add_mutually_exclusive_group()
     for part, what in (
         ("tensors", "a table of all tensors"),

@@ -130,6 +130,6 @@ def _row(table: Mapping[str, Family], name: str, what: str) -> Family:
     family = table.get(name)
     if family is None:
         raise UnsupportedError(
-            f"the model's {what} {name!r} is not supported; supported are {', '.join(sorted(table))}"
+            f"the {what} {name!r} is not supported; supported are {', '.join(sorted(table))}"
         )
     return family

@@ -92,8 +92,8 @@ def load_weights(
     weights = _packed(reader, spec)
     if unused := sorted(set(tensors) - set(reader.used)):
         raise FormatError(
-            f"the model file has {len(unused)} tensors that the model does not use, the first {unused[0]}; "
-            "its settings and its tensors do not belong together"
+            f"the model file has {len(unused)} tensor{'s' if len(unused) > 1 else ''} that the model does not "
+            f"use, the first {unused[0]}; its settings and its tensors do not belong together: fetch it again"
         )
     return weights
 

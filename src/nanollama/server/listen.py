@@ -100,7 +100,11 @@ class _Failure(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.msg, OSError):
-            self.text = (record.msg.strerror or str(record.msg)).lower()
+            # What asyncio says repeats the address; numbers of getaddrinfo are negative.
+            number = record.msg.errno or 0
+            self.text = (
+                os.strerror(number) if number > 0 else record.msg.strerror or str(record.msg)
+            ).lower()
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:

@@ -3,17 +3,14 @@
 A request can't name a path. Only what the operator gave on the command line may lie outside the store.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from nanollama.errors import ModelNotFoundError, UsageError
-from nanollama.store.blobs import UPLOADED
 from nanollama.store.names import ModelName
-from nanollama.store.recipe import Recipe, recipe_to_json
-from nanollama.store.registry import Record
+from nanollama.store.recipe import Recipe
+from nanollama.store.registry import Record, id_of, variant_id
 from nanollama.store.store import Located, Store
 
 
@@ -99,20 +96,14 @@ class StoreSource:
 def found_of(record: Record, argument: str | None = None) -> Found:
     """The model of a record."""
     name = str(record.name)
-    place = f"{record.path} {record.size} {record.modified}"
-    weights = _sha256(place) if record.digest is None else record.digest.hex
-    variant = _variant(weights, record.recipe)
-    is_as_fetched = record.parent is None and record.source != UPLOADED
-    digest = weights if is_as_fetched else variant
-    argument = argument or name
     return Found(
         name,
-        argument,
+        argument or name,
         record.path,
         record.size,
         record.modified,
-        digest,
-        variant,
+        record.id,
+        variant_id(record.weights_id, record.recipe),
         record.recipe,
         record,
     )
@@ -124,13 +115,7 @@ def _found_at(located: Located, argument: str) -> Found:
     size = status.st_size
     if path.is_dir():
         size = sum(each.stat().st_size for each in path.iterdir() if each.is_file())
-    digest = _sha256(f"{path} {size} {status.st_mtime}")
-    return Found(path.stem, argument, path, size, status.st_mtime, digest, _variant(digest, recipe), recipe)
-
-
-def _variant(weights: str, recipe: Recipe) -> str:
-    return _sha256(json.dumps([weights, recipe_to_json(recipe)], sort_keys=True))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    weights = id_of(f"{path} {size} {status.st_mtime}")
+    return Found(
+        path.stem, argument, path, size, status.st_mtime, weights, variant_id(weights, recipe), recipe
+    )

@@ -19,11 +19,8 @@ from nanollama.store.files import regular_file, sync_folder
 from nanollama.store.imports import describe
 from nanollama.store.names import Digest, ModelName
 from nanollama.store.recipe import Recipe
-from nanollama.store.registry import Record, RecordFile
+from nanollama.store.registry import UPLOADED, Record, RecordFile
 from nanollama.store.store import Store
-
-UPLOADED = "uploaded"
-"""The source of a model that was made from an upload."""
 
 _FOLDER = "uploads"
 _SLACK_BYTES = 256 << 20

@@ -19,6 +19,7 @@ the file at once. ``models.json.bak`` is the same file again, read where the fir
 is not a record stays in the file as it is, and is reported by ``verify``.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,9 @@ from nanollama.errors import FormatError, NanollamaError, UnsupportedError, Usag
 from nanollama.store.files import locked, read_small, write_whole
 from nanollama.store.names import Digest, ModelName
 from nanollama.store.recipe import Recipe, recipe_from_json, recipe_to_json
+
+UPLOADED = "uploaded"
+"""The source of a model that was made from an upload."""
 
 FILE = "models.json"
 VERSION = 1
@@ -75,6 +79,17 @@ class Record:
     def folder(self) -> Path:
         """Where ``files`` lie."""
         return self.path if self.format == "safetensors" else self.path.parent
+
+    @property
+    def id(self) -> str:
+        """64 hex digits: those of the files, or with a recipe of somebody's own ``variant_id``."""
+        is_as_fetched = self.parent is None and self.source != UPLOADED
+        return self.weights_id if is_as_fetched else variant_id(self.weights_id, self.recipe)
+
+    @property
+    def weights_id(self) -> str:
+        """64 hex digits: the digest of the files, or where it isn't known, of what is known of them."""
+        return self.digest.hex if self.digest else id_of(f"{self.path} {self.size} {self.modified}")
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -249,6 +264,16 @@ def record_from_json(name: ModelName, value: object, root: Path) -> Record:
         parent=_text(value, "parent") if value.get("parent") is not None else None,
         files=tuple(map(_file, files)),
     )
+
+
+def variant_id(weights: str, recipe: Recipe) -> str:
+    """64 hex digits for ``recipe`` over the weights with the id ``weights``."""
+    return id_of(json.dumps([weights, recipe_to_json(recipe)], sort_keys=True))
+
+
+def id_of(text: str) -> str:
+    """The 64 hex digits of the SHA-256 of ``text``."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _file(value: object) -> RecordFile:

@@ -66,6 +66,7 @@ class Store:
         self._catalogue = catalogue
         self._backoff_s = backoff_s
         self._notice = notice
+        self._told: set[str] = set()
 
     def locate(self, text: str, *, fetch: bool = True, progress: Progress | None = None) -> Located:
         """What ``text`` means; see the function of the same name."""
@@ -102,11 +103,16 @@ class Store:
         records = [record for record in self.state().records.values() if is_complete(record)]
         return sorted(records, key=lambda record: (-record.modified, str(record.name)))
 
+    def broken(self) -> tuple[str, ...]:
+        """The names that can't be loaded: a file is missing or has another size, or the entry is none."""
+        state = self.state()
+        incomplete = [str(name) for name, record in state.records.items() if not is_complete(record)]
+        return tuple(sorted([*incomplete, *state.unreadable]))
+
     def state(self) -> State:
         """Everything the register says and the folders hold, also what can't be loaded."""
         state = self._registry.read()
-        if state.notice:
-            self._notice(state.notice)
+        self._tell(state)
         self._adopt(state)
         return state
 
@@ -310,10 +316,15 @@ class Store:
     def _changing(self) -> Iterator[State]:
         """The register to change; what lies in the store's folders becomes a part of it first."""
         with self._registry.change() as state:
-            if state.notice:
-                self._notice(state.notice)
+            self._tell(state)
             self._adopt(state)
             yield state
+
+    def _tell(self, state: State) -> None:
+        """Gives what had to be done to read the register to ``notice``, once."""
+        if state.notice and state.notice not in self._told:
+            self._told.add(state.notice)
+            self._notice(state.notice)
 
     def _adopt(self, state: State) -> None:
         taken = {path for record in state.records.values() for path in record.paths}

@@ -61,7 +61,8 @@ def _fitted(vocabulary: Vocabulary, size: int, path: Path) -> Vocabulary:
     roles = (vocabulary.special.bos, vocabulary.special.eos, vocabulary.special.unk)
     if int(TokenType.NORMAL) in beyond or any(role is not None and role >= size for role in roles):
         raise FormatError(
-            f"{path.name} has {count} tokens, but the model knows {size}: they do not belong together"
+            f"{path.name} has {count} tokens, but the model knows {size}: they do not belong together; fetch "
+            "the folder again"
         )
     return replace(
         vocabulary,

@@ -34,7 +34,7 @@ def read_tokenizer_json(path: Path, settings: TokenizerSettings) -> tuple[Vocabu
     BPE and WordPiece, or an unknown regular expression.
     """
     spec = read_object(path, MAX_BYTES)
-    model = _entry(spec, "model", dict, path)
+    model = _object(spec, "model", path)
     kind = _kind(spec, model, path)
     added = _added(spec, settings, path)
     ids = _ids(model, added, path)
@@ -67,10 +67,11 @@ def _added(spec: Json, settings: TokenizerSettings, path: Path) -> list[AddedTok
     return found + [token for token in settings.added if token.text not in known]
 
 
-def _entry(spec: Json, key: str, kind: type, path: Path) -> Any:
+def _object(spec: Json, key: str, path: Path) -> Json:
     value = spec.get(key)
-    if not isinstance(value, kind):
-        raise FormatError(f"{key} in {path.name} is {value!r:.60}, but a {kind.__name__} is expected")
+    if not isinstance(value, dict):
+        found = f"is {value!r:.60}" if key in spec else "is missing"
+        raise FormatError(f"{key} in {path.name} {found}; expected an object; fetch it again")
     return value
 
 
@@ -112,7 +113,7 @@ def _types(stage: Any) -> set[str]:
 
 def _ids(model: Json, added: Sequence[AddedToken], path: Path) -> dict[str, int]:
     """Text -> id of every token, added ones last."""
-    ids: dict[str, int] = dict(_entry(model, "vocab", dict, path))
+    ids: dict[str, int] = dict(_object(model, "vocab", path))
     ids.update((token.text, token.id) for token in added)
     by_id: dict[int, str] = {}
     for text, token_id in ids.items():
