@@ -7,7 +7,7 @@ import os
 from itertools import count
 from pathlib import Path
 
-from nanollama.errors import UsageError
+from nanollama.errors import NanollamaError, UsageError
 from nanollama.quant.plan import file_type
 from nanollama.store.files import sha256_of
 from nanollama.store.imports import is_checkpoint
@@ -89,7 +89,12 @@ def _quantized(
         if loss := loss_notice(source):
             progress.notice(loss)
         total = planned_bytes(source, wanted)
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NanollamaError(
+                f"{destination.parent} could not be made ({error.strerror or error}): check its permissions"
+            ) from error
         check_room(destination, total)
         progress.begin(destination.name, total)
         try:

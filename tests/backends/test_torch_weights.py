@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from nanollama.backends import torch_experts
+from nanollama.backends import torch_experts, torch_weights
 from nanollama.backends.ops import ModelInput, SequenceInput
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.backends.torch_decode import DECODERS
-from nanollama.backends.torch_weights import DenseWeight, PackedWeight, TorchPacker
+from nanollama.backends.torch_weights import WIDENED_ROWS, DenseWeight, PackedWeight, TorchPacker
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.random_weights import random_tensors
 from nanollama.model.requantize import requantized
@@ -59,6 +59,21 @@ def test_packed_matrices_multiply_and_look_up_as_decoded_ones(
     assert torch.allclose(kept.multiplied(x), decoded.multiplied(x), atol=1e-5)
     rows = torch.tensor([7, 0, 7])
     assert torch.equal(kept.lookup(rows), decoded.lookup(rows))
+
+
+@pytest.mark.parametrize("rows", [1, WIDENED_ROWS - 1, WIDENED_ROWS, 40])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_half_precision_products_are_those_of_float32_rounded(
+    monkeypatch: pytest.MonkeyPatch, rows: int, has_bias: bool
+) -> None:
+    torch.manual_seed(1)
+    data, bias = torch.randn(50, 64).half(), torch.randn(50).half() if has_bias else None
+    x = torch.randn(rows, 64).half()
+    monkeypatch.setattr(torch_weights, "PIECE", 64 * 7)  # the last of several pieces is a shorter one
+    y = DenseWeight(data, (50,), bias).multiplied(x)
+    expected = torch.nn.functional.linear(x.float(), data.float(), None if bias is None else bias.float())
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), expected, atol=0.02, rtol=2e-3)
 
 
 def test_merged_matrices_of_two_types_are_decoded() -> None:

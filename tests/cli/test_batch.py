@@ -117,3 +117,17 @@ def test_contradictions_are_refused(
     assert main(["--batch-file", str(prompts), *more]) == 2
     assert more[0] in capsys.readouterr().err
     assert main(["--output", "x.jsonl", "--prompt", "a"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(".", "no regular file"), ("/dev/null", "no regular file"), ("no/x", "not a folder")],
+)
+def test_an_output_that_can_not_be_is_refused_before_loading(
+    tmp_path: Path, monkeypatch, capsys, output: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("hi\n")
+    assert main(["--batch-file", "prompts.txt", "--output", output, "--model", "nosuch"]) == 2
+    assert message in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["prompts.txt"]

@@ -97,7 +97,7 @@ def test_standard_input_and_the_file_in_the_current_folder(folder: Path, store: 
         (["FROM nosuchmodel"], 1, "nosuchmodel"),
         (["SYSTEM x"], 2, "the Modelfile has no FROM line"),
         (["FROM tiny.gguf", "PARAMETER tempretur 1"], 2, "line 2: unknown parameter 'tempretur'"),
-        (["FROM tiny.gguf", "TEMPLATE {% if %}"], 1, "not valid Jinja"),
+        (["FROM tiny.gguf", "TEMPLATE {% if %}"], 2, "not valid Jinja"),
         (["FROM tiny.gguf", "TEMPLATE {{ .Nope }}"], 2, "line 2: the Go template uses the field .Nope"),
         (["FROM tiny.gguf", "ADAPTER ./none.gguf"], 2, "ADAPTER is"),
     ],

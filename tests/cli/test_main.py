@@ -193,3 +193,20 @@ def test_a_reader_that_goes_away_is_no_error(stories_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == "Loaded 5 layers, 292.8K params on cpu (float32)\n"
         assert process.wait(60) == 141
+
+
+def test_a_warning_is_a_sentence_without_a_line_of_code(tmp_path: Path) -> None:
+    models = tmp_path / "nanollama/models"
+    models.mkdir(parents=True)
+    for name in ("models.json", "models.json.bak"):
+        (models / name).write_text("{")
+    done = subprocess.run(
+        [sys.executable, "-m", "nanollama", "bench", "zzzzzz"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"XDG_DATA_HOME": str(tmp_path)},
+    )
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("nanollama: models.json is damaged and so is its copy")
+    assert error.startswith("nanollama: error: there is no model 'zzzzzz'")

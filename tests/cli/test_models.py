@@ -190,7 +190,7 @@ def test_list_tells_which_models_it_leaves_out(two, capsys):
     captured = capsys.readouterr()
     assert "kept" not in captured.out
     (line,) = captured.err.splitlines()
-    assert line == "nanollama: not all files of kept:latest are as they were: see 'nanollama verify'"
+    assert line == "nanollama: left out: kept:latest; 'nanollama verify' says why"
 
 
 def test_a_copy_needs_a_name_of_its_own(with_smollm2, capsys):

@@ -40,9 +40,11 @@ def test_progress_counts_tokens_on_standard_error(capsys: pytest.CaptureFixture[
     assert "100 %" in captured.err or "done" in captured.err
 
 
-def test_no_window_at_all_draws_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_window_and_a_single_one_draw_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(n_ctx=64):
         pass
+    with progress_bar(n_ctx=64) as on_window:
+        on_window(1, 1, 20.0)
     assert capsys.readouterr().err == ""
 
 

@@ -50,7 +50,8 @@ def test_ps_shows_what_a_run_has_loaded_until_it_is_stopped(nanollama):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"), [("other", "other is not in the memory of"), ("nope", "has no model nope")]
+    ("model", "said"),
+    [("other", "other is not in the memory of"), ("nope", "has no model nope: nanollama ps shows")],
 )
 def test_what_is_not_there_is_not_stopped(nanollama, model, said):
     code, out, err = nanollama("stop", model)

@@ -69,6 +69,8 @@ def session(model, screen, *entries):
         (["--server", "--json"], ["--server=", "--json"]),
         (["--server", "gemma3:270m"], ["--server=", "gemma3:270m"]),
         (["--server", "localhost", "x"], ["--server=localhost", "x"]),
+        (["--server", "localhost:1", "x"], ["--server=localhost:1", "x"]),
+        (["--server", "10.0.0.1:1", "x"], ["--server=10.0.0.1:1", "x"]),
         (["--server", "10.0.0.1", "x"], ["--server=10.0.0.1", "x"]),
         (["--server", "box:8000", "x"], ["--server=box:8000", "x"]),
         (["--server", "[::1]:8000", "x"], ["--server=[::1]:8000", "x"]),

@@ -1,5 +1,6 @@
 """Writing GGUF files: round trips, streaming, types, and that a failure leaves nothing behind."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from nanollama.errors import UsageError
+from nanollama.errors import NanollamaError, UsageError
 from nanollama.formats.gguf import GGUFFile
 from nanollama.formats.gguf_values import Typed, ValueType
 from nanollama.formats.gguf_write import TensorSource, Value, inferred, write_gguf
@@ -162,6 +163,19 @@ def test_a_failure_half_way_leaves_the_old_file_as_it_was(tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.gguf"]
     with GGUFFile(path) as file:
         assert file.metadata["k"] == "old"
+
+
+def test_a_full_disk_or_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
+    def full() -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        NanollamaError, match=r"m\.gguf could not be written \(No space left on device\): check"
+    ):
+        write_gguf(tmp_path / "m.gguf", {}, [("t", (1,), F32, full)])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NanollamaError, match=r"could not be written \(No such file or directory\)"):
+        write_gguf(tmp_path / "no/m.gguf", {}, [])
 
 
 def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:

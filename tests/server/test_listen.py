@@ -212,7 +212,7 @@ def test_an_address_that_is_taken_is_said_in_a_sentence(quick, caplog):
         thread.start()
         thread.join(10)
     assert f"127.0.0.1:{quick.port} (" in failed[0]
-    assert "in use" in failed[0]
+    assert "(address already in use)" in failed[0]
 
 
 SCRIPT = """

@@ -4,6 +4,8 @@ import pytest
 
 from nanollama.errors import ModelNotFoundError, NanollamaError
 from nanollama.server.source import StoreSource
+from nanollama.store.names import ModelName
+from nanollama.store.recipe import Recipe
 from nanollama.store.store import Store
 from server.scripted import ScriptedSource
 
@@ -61,3 +63,12 @@ def test_what_the_operator_named_must_be_there(store):
 
 def test_the_scripted_source_is_one_of_its_kind():
     assert {"find", "list"} <= set(dir(ScriptedSource()))
+
+
+def test_the_list_of_the_terminal_and_that_of_the_server_show_the_same_digests(store):
+    base = store.locate("mine/tiny:1m")
+    for name, recipe in (("plain", Recipe()), ("pirate", Recipe(system="Arr"))):
+        store.create(ModelName.parse(name), base, recipe, "mine/tiny:1m")
+    ids = {str(record.name): record.id for record in store.list()}
+    assert {found.id: found.digest for found in StoreSource(None, store).list()} == ids
+    assert len(set(ids.values())) == 3

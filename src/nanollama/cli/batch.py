@@ -81,7 +81,8 @@ def read_items(path: Path) -> list[BatchItem]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the prompts in {path}: {error}") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"cannot read the prompts in {path}: {reason}") from None
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
         items = [_item(i, line) for i, line in numbered]
@@ -109,6 +110,14 @@ def _item(number: int, line: str) -> BatchItem:
     if unknown := sorted(set(body) - ignored - set(BODY_OPTIONS)):
         raise UsageError(f"line {number} has the field {unknown[0]!r}; known are {', '.join(BODY_OPTIONS)}")
     return BatchItem(key, prompt, {name: body[name] for name in BODY_OPTIONS if name in body})
+
+
+def check_output(path: Path) -> None:
+    """Raises ``UsageError`` for a path at which there can be no file of answers, before a model is loaded."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file: give the path of a new one, or of one with answers")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder: create it, or write the answers elsewhere")
 
 
 class Output:

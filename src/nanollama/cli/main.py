@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -167,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # numpy's matrix library starts threads of its own, which nothing here uses and which would take Ctrl+C
     # from the main thread.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    warnings.showwarning = show_warning
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -195,6 +197,11 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # open as long as the process is
         elif hasattr(stream, "reconfigure"):  # not when a caller has put another stream there
             stream.reconfigure(errors="replace")
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning is a sentence like an error, without the line of code that gave it."""
+    print(f"nanollama: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
 
 def dispatch(argv: Sequence[str]) -> int:

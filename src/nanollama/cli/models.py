@@ -72,10 +72,7 @@ def list_command(args: argparse.Namespace) -> int:
             rows.append((str(each.name), each.id[:12], size_text(each.size), age))
         print(table(rows))
     if not args.names and (broken := store.broken()):
-        names = ", ".join(map(str, broken))
-        print(
-            f"nanollama: not all files of {names} are as they were: see 'nanollama verify'", file=sys.stderr
-        )
+        print(f"nanollama: left out: {', '.join(broken)}; 'nanollama verify' says why", file=sys.stderr)
     return 0
 
 

@@ -54,9 +54,10 @@ def perplexity_command(args: argparse.Namespace) -> int:
         facts = {"perplexity": result.perplexity, "tokens": result.tokens, "windows": result.windows}
         terminal.write(json.dumps(facts) + "\n")
     else:
+        count = "1 window" if result.windows == 1 else f"{result.windows} windows"
         terminal.write(
-            f"perplexity {result.perplexity:.4f} ({result.tokens} tokens scored in {result.windows} windows "
-            f"of {windows['n_ctx']})\n"
+            f"perplexity {result.perplexity:.4f} ({result.tokens} tokens scored in {count} of "
+            f"{windows['n_ctx']})\n"
         )
     return 0
 
@@ -76,15 +77,19 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def progress_bar(n_ctx: int) -> Iterator[OnWindow]:
-    """A bar on standard error that counts tokens, for the windows that its value is called with."""
+    """A bar on standard error that counts tokens, for the windows that its value is called with.
+
+    It begins with the first of several, which is in no speed.
+    """
     bar: ProgressBar | None = None
 
     def on_window(done: int, total: int, figure: float) -> None:
         nonlocal bar
-        if bar is None:
+        if bar is not None:
+            bar.update(done * n_ctx)
+        elif done < total:
             bar = ProgressBar()
-            bar.begin("perplexity", total * n_ctx, unit="tok")
-        bar.update(done * n_ctx)
+            bar.begin("perplexity", total * n_ctx, done * n_ctx, unit="tok")
 
     try:
         yield on_window

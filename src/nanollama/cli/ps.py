@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanollama.cli.models import age_text, size_text, table
 from nanollama.cli.remote import add_server_option, modelfile_of, open_client, server_address
 from nanollama.client import Client, Running
-from nanollama.errors import NanollamaError
+from nanollama.errors import ModelNotFoundError, NanollamaError
 
 if TYPE_CHECKING:
     # The type argparse gives to what add_subparsers returns; it has no public name.
@@ -52,7 +52,12 @@ def ps_command(args: argparse.Namespace) -> int:
 def stop_command(args: argparse.Namespace) -> int:
     """Unloads one model; an answer that is being made is finished first."""
     client = _client(args)
-    made = modelfile_of(client.show(args.model))
+    try:
+        made = modelfile_of(client.show(args.model))
+    except ModelNotFoundError:
+        raise ModelNotFoundError(
+            f"the server at {client.address} has no model {args.model}: nanollama ps shows what is in memory"
+        ) from None
     name = made.from_ if made is not None else args.model
     before = client.running()
     client.unload(args.model)

@@ -124,7 +124,7 @@ def flat_command(args: argparse.Namespace) -> int:
 
 def batch_command(args: argparse.Namespace) -> int:
     """Answer every prompt of ``--batch-file``."""
-    from nanollama.cli.batch import CACHE_TOKENS, read_items, run_batch
+    from nanollama.cli.batch import CACHE_TOKENS, check_output, read_items, run_batch
 
     for name in ("prompt", "interactive", "json", "server"):
         if getattr(args, name) not in (None, False):
@@ -132,6 +132,8 @@ def batch_command(args: argparse.Namespace) -> int:
     items = read_items(Path(args.batch_file))
     loading, generation = given(args, (*LOADING, CONTEXT)), given(args, GENERATION)
     output = Path(args.output) if args.output else None
+    if output is not None:
+        check_output(output)
     terminal = Terminal(sys.stdout, sys.stderr)
     with load(args.model, {"cache_tokens": CACHE_TOKENS, **loading}, terminal, announces=True) as llm:
         chat = args.chat or args.system is not None

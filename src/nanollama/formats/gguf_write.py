@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanollama.errors import UsageError
+from nanollama.errors import NanollamaError, UsageError
 from nanollama.formats.gguf_header import ALIGNMENTS, DEFAULT_ALIGNMENT, MAX_DIMS, MAX_NAME_BYTES, shown
 from nanollama.formats.gguf_values import (
     CODES,
@@ -67,9 +67,13 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Iterabl
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError):
+            raise NanollamaError(
+                f"{path} could not be written ({error.strerror or error}): check the disk and its permissions"
+            ) from error
         raise
 
 

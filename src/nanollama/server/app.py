@@ -70,7 +70,10 @@ def build_app(services: Services, store: Store | None = None, hosts: Hosts = HUB
 async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        problem = Problem(error.status_code, f"{error.detail}: there is no such route or method.", code)
+        asked = f"{request.method[:16]} {request.url.path[:100]}"
+        problem = Problem(
+            error.status_code, f"This server has nothing at {asked}; /openapi.json lists what it has.", code
+        )
         status, body = refusal(problem, request.url.path)
         return JsonReply(body, status_code=status, headers=error.headers)
     problem = problem_of(error)

@@ -59,7 +59,7 @@ class Listener(uvicorn.Server):
             except SystemExit:
                 where = f"{self._services.settings.host}:{self._services.settings.port}"
                 raise NanollamaError(
-                    f"the server can't listen on {where} ({failure.text}): choose another --port"
+                    f"the server can't listen on {where} ({failure.text}): choose another --port or --host"
                 ) from None
 
     async def startup(self, sockets: Any = None) -> None:

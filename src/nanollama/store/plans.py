@@ -146,7 +146,7 @@ def _parse_url(target: str, hosts: Hosts) -> Target:
     path, _, file = unquote(url.path).rpartition("/")
     folder = path.rpartition("/")[2] or "files"
     if not file.lower().endswith(".gguf"):
-        raise UsageError(f"{target!r} is not the address of a .gguf file")
+        raise UsageError(f"{target!r} is not the address of a .gguf file: give one that ends in .gguf")
     place = host if port is None else f"{host}:{port}"
     return UrlTarget(_name_of_file(place, folder, file), target)
 
@@ -252,9 +252,12 @@ def _stem(url: str) -> str:
 
 
 def _can_not_plan(target: Target, error: SourceError) -> DownloadError:
-    who = urlsplit(target.url).hostname if isinstance(target, UrlTarget) else "Hugging Face"
+    if isinstance(target, UrlTarget):
+        what, who = target.url, urlsplit(target.url).hostname
+    else:
+        what, who = str(target.name), "Hugging Face"
     return DownloadError(
-        f"{target.name} could not be looked up ({who}: {error}): check the name and the network connection"
+        f"{what} could not be looked up ({who}: {error}): check the spelling and the network connection"
     )
 
 

@@ -286,8 +286,11 @@ class Store:
 
     def _not_here(self, text: str, name: ModelName) -> NanollamaError:
         """The error for a ``text`` that is no path and, as ``name``, no model that can be had."""
-        if (record := self.state().records.get(name)) is not None:
+        state = self.state()
+        if (record := state.records.get(name)) is not None:
             return incomplete(record)
+        if str(name) in state.unreadable:
+            return ModelNotFoundError(f"{name} can't be loaded: 'nanollama verify {name}' says why")
         if _looks_like_path(text):
             return not_a_model_file(text)
         if os.path.exists(expanded(text)):
