@@ -1,6 +1,6 @@
 """Where a decode step on a GPU spends its time: kernels by their share, from torch's profiler.
 
-    PYTHONPATH=src python bench/gpu_profile.py [--shape llama-3.1-8b] [--batch 1] [--context 128]
+PYTHONPATH=src python bench/gpu_profile.py [--shape llama-3.1-8b] [--batch 1] [--context 128]
 """
 
 import argparse

@@ -81,9 +81,10 @@ settings = download.DownloadSettings
 download.DownloadSettings = lambda **given: settings(connections=4, piece_bytes=1 << 17, **given)
 for _ in sys.stdin:
     if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # half a line of it must not stand before "end"
         os._exit(main.main(["pull", *sys.argv[1:]]))
-    print("pid", child, file=sys.stderr, flush=True)
-    print("end", os.waitpid(child, 0)[1], file=sys.stderr, flush=True)
+    print("pid", child, flush=True)
+    print("end", os.waitpid(child, 0)[1], flush=True)
 """
 """Runs the real command in a process of its own for each line it reads, in pieces so small that also a small
 file comes over several connections."""
@@ -96,8 +97,8 @@ class Pulls:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PULLS, TARGET],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             bufsize=1,
         )
@@ -117,7 +118,7 @@ class Pulls:
         return int(self._read("end "))
 
     def _read(self, prefix):
-        while not (line := self.process.stderr.readline()).startswith(prefix):
+        while not (line := self.process.stdout.readline()).startswith(prefix):
             assert line, "the process that runs the pulls has ended"
         return line.removeprefix(prefix)
 

@@ -18,7 +18,7 @@ from nanollama.quant.formats import QuantFormat
 
 PIECE = 1 << 24  # weights decoded at a time: 64 MB of float32
 HAS_HALF_KERNELS = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-WIDENED_ROWS = 16
+WIDENED_ROWS = 32
 """From so many rows on, float16 multiplies in float32 on a CPU without instructions for it."""
 
 
