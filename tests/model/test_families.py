@@ -92,7 +92,9 @@ def test_a_rope_scaling_that_is_not_known_is_named() -> None:
 
 
 def test_an_unknown_architecture_is_named_with_those_that_work() -> None:
-    with pytest.raises(UnsupportedError, match=r"^the architecture 'mamba' is not supported; supported are .*llama"):
+    with pytest.raises(
+        UnsupportedError, match=r"^the architecture 'mamba' is not supported; supported are .*llama"
+    ):
         family_of("mamba")
 
 

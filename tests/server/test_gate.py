@@ -234,7 +234,9 @@ def test_another_spelling_of_a_path_needs_the_key_as_well(path):
     ],
 )
 def test_what_does_not_exist_is_said_in_the_same_form(method, path, status):
-    assert code(ask(World(), method, path))[0] == status
+    reply = ask(World(), method, path)
+    assert code(reply)[0] == status
+    assert f"nothing at {method} {path};" in reply.text
 
 
 def test_a_wide_address_needs_a_key_or_the_word():

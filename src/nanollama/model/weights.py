@@ -93,7 +93,8 @@ def load_weights(
     if unused := sorted(set(tensors) - set(reader.used)):
         raise FormatError(
             f"the model file has {len(unused)} tensor{'s' if len(unused) > 1 else ''} that the model does not "
-            f"use, the first {unused[0]}; its settings and its tensors do not belong together: fetch it again"
+            f"use, the first {unused[0]}; its settings and its tensors do not belong together: "
+            "fetch it again"
         )
     return weights
 
