@@ -91,10 +91,10 @@ def load_weights(
     reader = _Reader(tensors, packer)
     weights = _packed(reader, spec)
     if unused := sorted(set(tensors) - set(reader.used)):
+        counted = "1 tensor" if len(unused) == 1 else f"{len(unused)} tensors"
         raise FormatError(
-            f"the model file has {len(unused)} tensor{'s' if len(unused) > 1 else ''} that the model does not "
-            f"use, the first {unused[0]}; its settings and its tensors do not belong together: "
-            "fetch it again"
+            f"the model file has {counted} that the model does not use, the first {unused[0]}; its settings "
+            "and its tensors do not belong together: fetch it again"
         )
     return weights
 
