@@ -75,7 +75,7 @@ def test_a_copy_takes_no_name_that_is_taken_unless_it_is_told_to(store, fetched,
 
 
 def test_a_copy_needs_a_model_and_another_name(store, fetched):
-    with pytest.raises(UsageError, match="the same name"):
+    with pytest.raises(UsageError, match="the same model"):
         store.copy(A, A)
     with pytest.raises(ModelNotFoundError):
         store.copy(B, C)
