@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from nanollama.cli.main import main
+from nanollama.cli.main import COMMANDS, Parser, main, wanted_parsers
 
 HEAVY = ("torch", "numpy", "tokenizers", "jinja2", "rich", "prompt_toolkit", "httpx")
 
@@ -210,3 +211,21 @@ def test_a_warning_is_a_sentence_without_a_line_of_code(tmp_path: Path) -> None:
     warning, error = done.stderr.splitlines()
     assert warning.startswith("nanollama: models.json is damaged and so is its copy")
     assert error.startswith("nanollama: error: there is no model 'zzzzzz'")
+
+
+def test_the_table_of_commands_names_what_their_parsers_add() -> None:
+    """A command is looked up in the table before its module is imported."""
+    top = Parser(prog="nanollama")
+    subparsers = top.add_subparsers()
+    for module, add_parser in wanted_parsers(""):
+        getattr(import_module(f"nanollama.cli.{module}"), add_parser)(subparsers)
+    assert list(subparsers.choices) == [name for names, _, _ in COMMANDS for name in names]
+
+
+def test_a_command_imports_no_other_commands_module() -> None:
+    code = (
+        "import sys; from nanollama.cli.main import main; main(['path', '--help']); "
+        "sys.exit(bool({'nanollama.cli.run', 'nanollama.cli.bench'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,49 +9,42 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
-from nanollama.cli.bench import add_bench_parser
-from nanollama.cli.completion import add_completion_parser
-from nanollama.cli.create import add_create_parser
-from nanollama.cli.disk import add_du_parser, add_verify_parser
-from nanollama.cli.imports import add_import_parser
-from nanollama.cli.models import add_cp_parser, add_list_parser, add_path_parser, add_rm_parser
 from nanollama.cli.options import did_you_mean
-from nanollama.cli.perplexity import add_perplexity_parser
-from nanollama.cli.ps import add_ps_parser, add_stop_parser
-from nanollama.cli.pull import add_pull_parser
-from nanollama.cli.quantize import add_quantize_parser
-from nanollama.cli.remote import with_address
-from nanollama.cli.run import add_flat_options, add_run_parser
-from nanollama.cli.search import add_search_parser
-from nanollama.cli.serve import add_flat_serve_options, add_serve_parser
-from nanollama.cli.show import add_show_parser
 from nanollama.cli.terminal import harmless
 from nanollama.errors import NanollamaError, UsageError
 
-COMMANDS: tuple[Callable[["argparse._SubParsersAction[Any]"], None], ...] = (
-    add_run_parser,
-    add_list_parser,
-    add_show_parser,
-    add_pull_parser,
-    add_search_parser,
-    add_rm_parser,
-    add_cp_parser,
-    add_path_parser,
-    add_import_parser,
-    add_verify_parser,
-    add_du_parser,
-    add_bench_parser,
-    add_perplexity_parser,
-    add_serve_parser,
-    add_ps_parser,
-    add_stop_parser,
-    add_quantize_parser,
-    add_create_parser,
-    add_completion_parser,
+COMMANDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("run",), "run", "add_run_parser"),
+    (("list", "ls"), "models", "add_list_parser"),
+    (("show",), "show", "add_show_parser"),
+    (("pull",), "pull", "add_pull_parser"),
+    (("search",), "search", "add_search_parser"),
+    (("rm",), "models", "add_rm_parser"),
+    (("cp",), "models", "add_cp_parser"),
+    (("path",), "models", "add_path_parser"),
+    (("import",), "imports", "add_import_parser"),
+    (("verify",), "disk", "add_verify_parser"),
+    (("du",), "disk", "add_du_parser"),
+    (("bench",), "bench", "add_bench_parser"),
+    (("perplexity",), "perplexity", "add_perplexity_parser"),
+    (("serve",), "serve", "add_serve_parser"),
+    (("ps",), "ps", "add_ps_parser"),
+    (("stop",), "ps", "add_stop_parser"),
+    (("quantize",), "quantize", "add_quantize_parser"),
+    (("create",), "create", "add_create_parser"),
+    (("completion",), "completion", "add_completion_parser"),
 )
+"""The names of each command, its module in this package, and the function there that adds its parser.
+
+A command imports its own module and no other's.
+"""
+
+SEES_ALL = "completion"
+"""The command that is about all the others."""
 
 EXAMPLES = """\
 examples:
@@ -89,7 +82,11 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, options and words in any order, or ``UsageError`` with a suggestion."""
-        args, unknown = self.parse_known_intermixed_args(with_address(argv))
+        if "--server" in argv:
+            from nanollama.cli.remote import with_address
+
+            argv = with_address(argv)
+        args, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
             option = unknown[0].partition("=")[0]
             if not option.startswith("-"):
@@ -138,8 +135,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     top.add_argument("--version", action=ShowVersion, nargs=0, help="show the version and exit")
     subparsers = top.add_subparsers(title="commands", prog="nanollama")
-    for add_parser in COMMANDS:
-        add_parser(subparsers)
+    for module, add_parser in wanted_parsers(argv[0] if argv else ""):
+        getattr(import_module(f"nanollama.cli.{module}"), add_parser)(subparsers)
     if not argv or (argv[0].startswith("-") and not {"-h", "--help"}.isdisjoint(argv)):
         return top.parse_args(["--help"])
     if argv[0] == "--version":
@@ -151,14 +148,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return flat_parser(argv).read(argv)
     if " " in argv[0]:
         raise UsageError(f"{argv[0]!r} is not a command: to have it answered, nanollama run {argv[0]!r}")
-    hint = did_you_mean(argv[0], list(subparsers.choices))
+    hint = did_you_mean(argv[0], [name for names, _, _ in COMMANDS for name in names])
     raise UsageError(f"unknown command {argv[0]}{hint}: nanollama --help lists the commands")
+
+
+def wanted_parsers(name: str) -> list[tuple[str, str]]:
+    """Module and function of the parser of one command; of all of them where ``name`` is none."""
+    every = [(module, add_parser) for _, module, add_parser in COMMANDS]
+    own = [(module, add_parser) for names, module, add_parser in COMMANDS if name in names]
+    return own if own and name != SEES_ALL else every
 
 
 def flat_parser(argv: Sequence[str]) -> Parser:
     """The parser of the form without a command."""
     flat = Parser(prog="nanollama", add_help=False)
-    (add_flat_serve_options if "--serve" in argv else add_flat_options)(flat)
+    if "--serve" in argv:
+        from nanollama.cli.serve import add_flat_serve_options
+
+        add_flat_serve_options(flat)
+    else:
+        from nanollama.cli.run import add_flat_options
+
+        add_flat_options(flat)
     return flat
 
 

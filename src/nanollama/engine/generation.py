@@ -4,7 +4,6 @@ The engine thread puts events in; one caller takes them out, in order. Nothing i
 for by the engine.
 """
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -67,6 +66,8 @@ class Generation:
                 return
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        import asyncio  # 20 ms that a thread's caller need not spend
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
