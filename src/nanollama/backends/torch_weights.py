@@ -4,7 +4,7 @@ Each tensor is decoded and converted once, one at a time. With ``keep_packed`` q
 bytes they are, and are decoded piece by piece whenever they are used: less memory, and slower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,7 @@ class DenseWeight:
         """``x @ w.T + bias`` in the data type of ``x``."""
         if len(x) < WIDENED_ROWS or not _multiplies_slowly(x):
             return functional.linear(x, self.data, self.bias)
-        wide = x.float()
-        pieces = self.data.split(max(1, PIECE // x.shape[-1]))
-        y = torch.cat([functional.linear(wide, piece.float()) for piece in pieces], dim=-1)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        return _by_pieces(x.float(), self.data, self.bias, Tensor.float).to(x.dtype)
 
     def lookup(self, rows: Tensor) -> Tensor:
         """Rows of the matrix."""
@@ -73,9 +70,7 @@ class PackedWeight:
         return self.data.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def multiplied(self, x: Tensor) -> Tensor:
-        pieces = self.data.split(max(1, PIECE // x.shape[-1]))
-        y = torch.cat([functional.linear(x, self._decoded(piece, x.dtype)) for piece in pieces], dim=-1)
-        return y if self.bias is None else y + self.bias
+        return _by_pieces(x, self.data, self.bias, lambda piece: self._decoded(piece, x.dtype))
 
     def lookup(self, rows: Tensor) -> Tensor:
         return self._decoded(self.data[rows], torch.float32)
@@ -93,6 +88,13 @@ class PackedWeight:
 
 
 TorchWeight = DenseWeight | PackedWeight
+
+
+def _by_pieces(x: Tensor, data: Tensor, bias: Tensor | None, numbers: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x @ w.T + bias`` where ``numbers`` makes rows of ``w`` of rows of ``data``, a piece at a time."""
+    pieces = data.split(max(1, PIECE // x.shape[-1]))
+    y = torch.cat([functional.linear(x, numbers(piece)) for piece in pieces], dim=-1)
+    return y if bias is None else y + bias
 
 
 def _multiplies_slowly(x: Tensor) -> bool:

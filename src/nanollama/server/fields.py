@@ -24,6 +24,11 @@ SEED_BITS = 63
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+WantsLogprobs = Annotated[bool | None, Field(description="send the logarithm of each token's probability")]
+TopLogprobs = Annotated[
+    int | None,
+    Field(ge=0, le=MAX_LOGPROBS, description="send as many likely tokens as well; needs logprobs"),
+]
 
 SHADOWING = frozenset(
     {"add_generation_prompt", "bos_token", "chat_template", "documents", "eos_token", "messages", "tokenize"}
@@ -175,13 +180,8 @@ class ChatRequest(Generating):
     max_completion_tokens: Annotated[
         int | None, Field(ge=1, le=MAX_TOKENS, description="most tokens of an answer")
     ] = None
-    logprobs: Annotated[bool | None, Field(description="send the logarithm of each token's probability")] = (
-        None
-    )
-    top_logprobs: Annotated[
-        int | None,
-        Field(ge=0, le=MAX_LOGPROBS, description="send as many likely tokens as well; needs logprobs"),
-    ] = None
+    logprobs: WantsLogprobs = None
+    top_logprobs: TopLogprobs = None
     add_generation_prompt: Annotated[
         bool | None, Field(description="end the prompt with the beginning of the answer (true)")
     ] = None

@@ -3,7 +3,7 @@
 Parts of text become one text, ``developer`` becomes ``system``. What can't be honoured is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nanollama.server.body import shown
@@ -54,11 +54,18 @@ MESSAGES_SCHEMA: dict[str, Any] = {
 
 def read_messages(value: Any) -> list[dict[str, str]]:
     """The checked messages. Raises ``Problem``, which names the place."""
-    if not isinstance(value, list) or not value:
+    if not value:
         raise invalid("messages is not a list of at least one message.", "messages")
+    return read_each(value, "a list of at least one message", _message)
+
+
+def read_each(value: Any, what: str, read: Callable[[Any, str], dict[str, str]]) -> list[dict[str, str]]:
+    """Each message of a list, by ``read(message, place)``. Raises ``Problem`` for what is not ``what``."""
+    if not isinstance(value, list):
+        raise invalid(f"messages is not {what}.", "messages")
     if len(value) > MAX_MESSAGES:
         raise invalid(f"messages has {len(value)} entries; at most {MAX_MESSAGES} are allowed.", "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+    return [read(message, f"messages[{index}]") for index, message in enumerate(value)]
 
 
 def _message(value: Any, where: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from nanollama.server.fields import ChatRequest, CompletionRequest
 from nanollama.server.messages import EMPTY_FIELDS, ROLES
 from nanollama.server.settings import Limits
-from nanollama.server.tables import Body, expected, fields_of
+from nanollama.server.tables import Body, supported_rows
 
 INTRODUCTION = """\
 # The OpenAI-compatible API
@@ -86,10 +86,7 @@ def reference() -> str:
 
 def _section(title: str, request: type[Body]) -> Iterator[str]:
     yield f"## {title}\n"
-    yield "| supported | takes | what it does |\n| --- | --- | --- |"
-    for name, field in fields_of(request).items():
-        needed = " (needed)" if field.is_required() else ""
-        yield f"| `{name}`{needed} | {expected(request, name)} | {field.description} |"
+    yield from supported_rows(request)
     yield "\n| refused | unless it is | because |\n| --- | --- | --- |"
     for name, refused in sorted(request.refused.items()):
         harmless = ", ".join(f"`{_json(value)}`" for value in refused.harmless)

@@ -5,7 +5,7 @@ reference pages and the OpenAPI page are made from these tables.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Self
@@ -90,6 +90,14 @@ def expected(request: type[BaseModel], name: str) -> str:
         kind = "a whole number" if "int" in kinds else "a number"
         return f"{kind} of at least {low:g}" if high == MAX_TOKENS else f"{kind} from {low:g} to {high:g}"
     return "a text"
+
+
+def supported_rows(request: type["Body"]) -> Iterator[str]:
+    """The supported fields of a body as the rows of a table in a reference page."""
+    yield "| supported | takes | what it does |\n| --- | --- | --- |"
+    for name, field in fields_of(request).items():
+        needed = " (needed)" if field.is_required() else ""
+        yield f"| `{name}`{needed} | {expected(request, name)} | {field.description} |"
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from nanollama.server.fields import MAX_LOGPROBS, TokenId
+from nanollama.server.fields import TokenId, TopLogprobs, WantsLogprobs
 from nanollama.server.jobs import Keep
 from nanollama.server.ollama.durations import read_keep
 from nanollama.server.ollama.messages import MESSAGES_SCHEMA, read_messages
@@ -83,13 +83,8 @@ class Asking(Body):
     truncate: Annotated[
         bool | None, Field(description="drop the oldest turns of what doesn't fit, and say so (true)")
     ] = None
-    logprobs: Annotated[bool | None, Field(description="send the logarithm of each token's probability")] = (
-        None
-    )
-    top_logprobs: Annotated[
-        int | None,
-        Field(ge=0, le=MAX_LOGPROBS, description="send as many likely tokens as well; needs logprobs"),
-    ] = None
+    logprobs: WantsLogprobs = None
+    top_logprobs: TopLogprobs = None
 
     @classmethod
     def read(cls, given: JSON) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanollama.server.body import shown
-from nanollama.server.messages import MAX_MESSAGES
+from nanollama.server.messages import read_each
 from nanollama.server.problems import invalid
 
 ROLES = ("system", "user", "assistant")
@@ -33,11 +33,7 @@ MESSAGES_SCHEMA: dict[str, Any] = {
 
 def read_messages(value: Any) -> list[dict[str, str]]:
     """The checked messages. Raises ``Problem``, which names the place."""
-    if not isinstance(value, list):
-        raise invalid("messages is not a list of messages.", "messages")
-    if len(value) > MAX_MESSAGES:
-        raise invalid(f"messages has {len(value)} entries; at most {MAX_MESSAGES} are allowed.", "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+    return read_each(value, "a list of messages", _message)
 
 
 def _message(value: Any, where: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from nanollama.server.ollama.options import (
 )
 from nanollama.server.ollama.routes import NOT_HERE, VERSION
 from nanollama.server.problems import OLLAMA_BUSY
-from nanollama.server.tables import Body, expected, fields_of
+from nanollama.server.tables import Body, supported_rows
 from nanollama.server.unsupported import Refused
 from nanollama.store import parameters
 
@@ -98,10 +98,7 @@ def _refused_routes() -> Iterator[str]:
 
 def _section(title: str, request: type[Body]) -> Iterator[str]:
     yield f"## {title}\n"
-    yield "| supported | takes | what it does |\n| --- | --- | --- |"
-    for name, field in fields_of(request).items():
-        needed = " (needed)" if field.is_required() else ""
-        yield f"| `{name}`{needed} | {expected(request, name)} | {field.description} |"
+    yield from supported_rows(request)
     refused = dict(request.refused)
     if issubclass(request, Asking):
         for name, lacks in request.lacking.items():
