@@ -2,14 +2,15 @@
 
     python bench/server_load.py MODEL.gguf [--streams 1,8,32] [--tokens 96] [--pairs 3] [--threads 2]
 
-llama.cpp's server comes from the wheel xllamacpp. Each run opens all streams at once, each with a prompt of
-its own, and counts the tokens that arrive; greedy, and no answer ends early. Time to first token is the 95th
-percentile.
+llama.cpp's server comes from the wheel xllamacpp. Each run opens all streams at once: first with prompts that
+the server has not seen, for four tokens; then with the same prompts, and counts the tokens that arrive.
+Greedy, and no answer ends early. Time to first token is the 95th percentile.
 """
 
 import argparse
 import asyncio
 import json
+import random
 import re
 import statistics
 import subprocess
@@ -49,22 +50,22 @@ WORDS = [
 
 
 @contextmanager
-def process(command: list[str], pattern: str) -> Iterator[str]:
-    """A server process; gives the address that it prints."""
+def process(command: list[str], pattern: str) -> Iterator[tuple[str, int]]:
+    """A server process; gives the address that it prints, and its id."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         assert child.stdout is not None
         address = next((m[1] for line in child.stdout if (m := re.search(pattern, line))), None)
         if address is None:
             raise RuntimeError(f"{command[:4]} did not start")
         try:
-            yield address
+            yield address, child.pid
         finally:
             child.kill()
 
 
 async def stream(client: httpx.AsyncClient, model: str, number: int, tokens: int) -> tuple[float, int]:
-    """One stream: seconds to its first token, and how many tokens came."""
-    words = " ".join(WORDS[(number + 3 * i) % len(WORDS)] for i in range(12))
+    """One stream, whose prompt is that of ``number``: seconds to its first token, and how many came."""
+    words = " ".join(random.Random(number).choices(WORDS, k=12))
     body = {
         "model": model,
         "messages": [{"role": "user", "content": f"Write a long story with these words: {words}."}],
@@ -89,13 +90,13 @@ async def stream(client: httpx.AsyncClient, model: str, number: int, tokens: int
     return first, count
 
 
-async def load(address: str, streams: int, tokens: int) -> tuple[float, float]:
+async def load(address: str, numbers: range, tokens: int) -> tuple[float, float]:
     """Tokens a second over all streams, and the 95th percentile of the time to the first token."""
-    limits = httpx.Limits(max_connections=streams)
+    limits = httpx.Limits(max_connections=len(numbers))
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
         start = time.perf_counter()
-        results = await asyncio.gather(*(stream(client, model, i, tokens) for i in range(streams)))
+        results = await asyncio.gather(*(stream(client, model, i, tokens) for i in numbers))
         seconds = time.perf_counter() - start
     firsts = sorted(first for first, _ in results)
     return sum(count for _, count in results) / seconds, firsts[int(0.95 * (len(firsts) - 1))]
@@ -113,24 +114,41 @@ def main() -> None:
     parser.add_argument("--threads", default="2")
     args = parser.parse_args()
     ours = [sys.executable, "-m", "nanollama", "serve", args.model, "--port", "0", "--threads", args.threads]
-    print("| streams | ours tok/s | llama-server tok/s | ratio | first token p95, ours | theirs |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| streams | ours tok/s | llama-server tok/s | ratio | first token p95, new prompts, ours | theirs "
+          "| seen before, ours | theirs |")  # fmt: skip
+    print("| --- " * 8 + "|")
     for streams in map(int, args.streams.split(",")):
         peer = [sys.executable, "-c", PEER, args.model, str(streams), args.threads]
-        pairs = []
-        with process(ours, r"server on (\S+)") as a, process(peer, r"listening (\S+)") as b:
-            for address in (a, b):
-                asyncio.run(load(address, streams, 4))
-            for _ in range(args.pairs):
-                pairs.append([asyncio.run(load(address, streams, args.tokens)) for address in (a, b)])
-        speeds = [statistics.median(pair[i][0] for pair in pairs) for i in (0, 1)]
-        firsts = [statistics.median(pair[i][1] for pair in pairs) for i in (0, 1)]
+        with process(ours, r"server on (\S+)") as (a, _), process(peer, r"listening (\S+)") as (b, _):
+            pairs = measure((a, b), streams, args.tokens, args.pairs)
         ratio = statistics.median(pair[0][0] / pair[1][0] for pair in pairs)
+        speeds, *firsts = (
+            [statistics.median(pair[side][what] for pair in pairs) for side in (0, 1)] for what in range(3)
+        )
         print(
             f"| {streams} | {speeds[0]:.0f} | {speeds[1]:.0f} | **{ratio:.2f}** "
-            f"| {firsts[0]:.3f} s | {firsts[1]:.3f} s |",
+            + "".join(f"| {mine:.3f} s | {theirs:.3f} s " for mine, theirs in firsts)
+            + "|",
             flush=True,
         )
+
+
+def measure(
+    addresses: tuple[str, str], streams: int, tokens: int, pairs: int
+) -> list[list[tuple[float, float, float]]]:
+    """Of each pair and server: tokens a second, and the first token of new prompts and of the same again."""
+    for address in addresses:
+        asyncio.run(load(address, range(streams), 4))
+    found = []
+    for pair in range(1, pairs + 1):
+        numbers = range(pair * streams, (pair + 1) * streams)
+        row = []
+        for address in addresses:
+            _, first = asyncio.run(load(address, numbers, 4))
+            speed, again = asyncio.run(load(address, numbers, tokens))
+            row.append((speed, first, again))
+        found.append(row)
+    return found
 
 
 if __name__ == "__main__":

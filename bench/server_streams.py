@@ -1,22 +1,26 @@
 """What our server promises beyond speed: prefixes computed once, and a crowd that changes nobody's answer.
 
     python bench/server_streams.py MODEL.gguf [--prompt-tokens 2000] [--streams 256] [--compare 24]
+        [--pairs 7]
 
-Prints the time to first token of a long prompt and of its repetition; then opens all streams at once, checks
-that each completes, that as many as are compared equal the same request sent alone, and how far the memory of
-the server grew beyond what it held before.
+Prints what HTTP adds to the time of a decoded token of one stream, beside the Python API in pairs; the time
+to first token of a long prompt and of its repetition. Then it opens all streams at once, checks that each
+completes, that as many as are compared equal the same request sent alone, and how far the memory of the
+server grew beyond what it held before; last, how busy it is when nobody asks for anything.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from nanollama import LLM
 from server_load import WORDS, process
 
 
@@ -41,6 +45,44 @@ async def first_token_s(client: httpx.AsyncClient, body: dict[str, object]) -> f
     raise RuntimeError("the stream ended without a token")
 
 
+async def token_ms_over_http(client: httpx.AsyncClient, body: dict[str, object]) -> float:
+    """Milliseconds between two tokens of a stream, on average."""
+    times = []
+    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            if '"content"' in line:
+                times.append(time.perf_counter())
+    return 1000 * (times[-1] - times[1]) / (int(str(body["max_tokens"])) - 1)
+
+
+def token_ms_in_python(llm: LLM, body: dict[str, Any]) -> float:
+    """The same without HTTP."""
+    names = ("max_tokens", "temperature", "seed", "ignore_eos")
+    times = [
+        time.perf_counter() for _ in llm.events(body["messages"], **{name: body[name] for name in names})
+    ]
+    return 1000 * (times[-1] - times[0]) / (body["max_tokens"] - 1)
+
+
+async def compare_http(client: httpx.AsyncClient, model: str, args: argparse.Namespace) -> None:
+    """Pairs of one stream over HTTP and the same from Python, one after the other."""
+    body = request(model, "Write a long story.", 128)
+    with LLM(args.model, n_ctx=4096) as llm:
+        pairs = []
+        for _ in range(args.pairs + 1):
+            pairs.append((await token_ms_over_http(client, body), token_ms_in_python(llm, body)))
+    http, python = (statistics.median(each) for each in zip(*pairs[1:], strict=True))
+    added = statistics.median(100 * (a / b - 1) for a, b in pairs[1:])
+    print(f"a token of one stream: {http:.2f} ms over HTTP, {python:.2f} ms from Python; "
+          f"HTTP adds {added:.1f} %")  # fmt: skip
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def answer(client: httpx.AsyncClient, body: dict[str, object]) -> str:
     reply = await client.post("/v1/chat/completions", json=body)
     reply.raise_for_status()
@@ -60,6 +102,7 @@ async def measure(address: str, pid: int, args: argparse.Namespace) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
         await answer(client, request(model, "Hello", 4))
+        await compare_http(client, model, args)
         firsts, repeats = [], []
         for attempt in range(3):
             words = " ".join(
@@ -86,6 +129,10 @@ async def measure(address: str, pid: int, args: argparse.Namespace) -> None:
         equal = sum([await answer(client, bodies[i]) == crowd[i] for i in chosen])
         print(f"{args.streams} streams: all {len(crowd)} complete, {equal} of {len(chosen)} equal the same "
               f"request alone; resident memory {before:.0f} MB before, {after:.0f} MB after")  # fmt: skip
+        await asyncio.sleep(1)
+        start = cpu_s(pid)
+        await asyncio.sleep(10)
+        print(f"idle: {10 * (cpu_s(pid) - start):.2f} % of a core")
 
 
 def main() -> None:
@@ -97,11 +144,11 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--compare", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=7)
     args = parser.parse_args()
     command = [sys.executable, "-m", "nanollama", "serve", args.model, "--port", "0"]
     command += ["--ctx", "4096", "--max-seqs", "32", "--max-queue", str(args.streams)]
-    with process(command, r"Starting server on (http://\S+)") as address:
-        pid = int(subprocess.check_output(["pgrep", "-nf", "nanollama serve"]).split()[0])
+    with process(command, r"Starting server on (http://\S+)") as (address, pid):
         asyncio.run(measure(address, pid, args))
 
 

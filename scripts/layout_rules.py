@@ -26,7 +26,7 @@ WIDE_DATACLASSES: dict[str, str] = {}
 """``file::class`` -> why it has more fields than the limit."""
 
 STAGES: tuple[frozenset[str], ...] = (
-    frozenset({"types", "errors", "config"}),
+    frozenset({"types", "errors", "config", "units"}),
     frozenset({"store", "formats", "quant"}),
     frozenset({"model", "backends", "sampling", "text", "engine", "reference"}),
     frozenset({"inputs", "answer", "creating"}),
@@ -342,11 +342,21 @@ def read_sources(package: Path) -> list[Source]:
     return sources
 
 
+def kernel_problems(package: Path) -> Iterator[str]:
+    """The rules for C++; clang-format keeps the rest."""
+    for path in sorted([*package.rglob("*.h"), *package.rglob("*.cpp")]):
+        name, text = path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")
+        if not text.startswith("// "):
+            yield f"{name}: does not begin with a comment that says what it is for"
+        if (lines := text.count("\n")) > MAX_FILE_LINES:
+            yield f"{name}: has {lines} lines, more than {MAX_FILE_LINES}: it has two jobs"
+
+
 def violations(package: Path) -> list[str]:
     """One sentence for each place in ``package`` that breaks a rule."""
     sources = read_sources(package)
     found = [f"{source.path}: {problem}" for source in sources for rule in RULES for problem in rule(source)]
-    return found + list(import_cycles(sources))
+    return [*found, *import_cycles(sources), *kernel_problems(package)]
 
 
 def main() -> int:

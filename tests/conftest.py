@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("NANOLLAMA_MODELS", None)  # the tests have stores of their own
+
 PROJECT = Path(__file__).parent.parent
 DATA = PROJECT.parent / "shared" / "data"
 MODELS = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nanollama" / "models"

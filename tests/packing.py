@@ -1,6 +1,7 @@
 """Random GGUF weights in every type, packed for the kernels, with the float64 product to compare with."""
 
 import ctypes
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,24 +73,21 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-def pack(
-    library: Library,
-    parts: list[tuple[str, NDArray[np.uint8]]],
-    cols: int,
-    row_index: NDArray[np.int64] | None = None,
-) -> Packed:
-    """Packs ``(type, rows)`` parts into segments of one matrix. ``row_index`` reorders the rows of each."""
+def pack(library: Library, parts: list[tuple[str, NDArray[np.uint8]]], cols: int) -> Packed:
+    """Packs ``(type, rows)`` parts into segments of one matrix."""
+    retile = library.bind(
+        "nl_retile", c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64
+    )
     segments = (Segment * len(parts))()
-    memory: list[object] = [segments, row_index]
+    memory: list[object] = [segments]
     column = 0
     for segment, (kind, packed) in zip(segments, parts, strict=True):
         packed = np.ascontiguousarray(packed)
         rows = len(packed)
         packed_kind = library.nl_kind_of(FORMATS[kind].type_id)
         data = aligned(library.nl_packed_bytes(packed_kind, rows, cols))
-        done = library.nl_retile(
-            FORMATS[kind].type_id, packed.ctypes.data, packed.shape[1],
-            None if row_index is None else row_index.ctypes.data, rows, cols, data.ctypes.data, 0,
+        done = retile(
+            FORMATS[kind].type_id, packed.ctypes.data, packed.shape[1], rows, cols, data.ctypes.data, 0,
             (rows + 7) // 8,
         )  # fmt: skip
         assert done == 0

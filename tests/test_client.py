@@ -119,6 +119,11 @@ def test_an_unknown_model_is_a_sentence_with_the_next_step(live, call):
         getattr(client_of(live), call)("nope")
 
 
+def test_the_path_of_a_file_is_not_what_a_server_could_fetch(live):
+    with pytest.raises(ModelNotFoundError, match=r"no model \./x\.gguf: without --server a path works too"):
+        client_of(live).show("./x.gguf")
+
+
 def test_an_answer_comes_as_events_whose_last_one_is_their_fold(live):
     body = {"model": "scripted", "prompt": "tokens=4", "options": {"num_predict": 9}}
     *pieces, last = client_of(live).events("/api/generate", body)

@@ -114,6 +114,16 @@ def test_a_file_without_a_docstring_is_reported(tmp_path):
     assert rules.violations(tmp_path) == ["types.py: has no module docstring"]
 
 
+@pytest.mark.parametrize(
+    ("code", "says"), [("#pragma once\n", "does not begin with a comment"), ("// x\n" * 401, "has 401 lines")]
+)
+def test_a_kernel_file_that_breaks_a_rule_is_reported(code, says, tmp_path):
+    (tmp_path / "x.h").write_text(code)
+    (found,) = rules.violations(tmp_path)
+    assert found.startswith("x.h: ")
+    assert says in found
+
+
 def test_modules_that_import_each_other_are_reported(tmp_path):
     (tmp_path / "text").mkdir()
     for here, there in (("a", "b"), ("b", "c"), ("c", "a")):

@@ -6,10 +6,10 @@
 from typing import TYPE_CHECKING, Any
 
 from nanollama.errors import NanollamaError
-from nanollama.types import Completion, Message, SamplingParams, TextEvent, Timings
 
 if TYPE_CHECKING:
     from nanollama.llm import LLM
+    from nanollama.types import Completion, Message, SamplingParams, TextEvent, Timings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,9 +25,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``LLM`` when it is first asked for, so that ``import nanollama`` stays instant."""
+    """Import what is asked for only then, so that ``import nanollama`` stays instant."""
     if name == "LLM":
         from nanollama.llm import LLM
 
         return LLM
+    if name in __all__:
+        from nanollama import types
+
+        return getattr(types, name)
     raise AttributeError(f"module 'nanollama' has no attribute {name!r}")

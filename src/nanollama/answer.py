@@ -6,6 +6,7 @@ differ.
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 
 from nanollama.engine.generation import Generation, State
 from nanollama.errors import NanollamaError
@@ -35,42 +36,36 @@ class Answer:
         generation = self._generation
         return generation.state, generation.done_tokens, len(self.prompt_ids)
 
-    @property
-    def n_pending(self) -> int:
-        """Tokens that wait to be read; a reader that is too slow shows here."""
-        return self._generation.n_pending
-
     def abort(self) -> None:
         """End the answer; its slot and blocks are free within one step. Any thread, any number of times."""
         self._generation.abort()
 
     def __iter__(self) -> Iterator[TextEvent]:
-        try:
+        with self._reading():
             for token in self._generation:
-                event = self._fold.push(token)
-                if event is not None:
+                if (event := self._fold.push(token)) is not None:
                     yield event
-                    if event.completion is not None:
-                        return
-            raise NanollamaError("the answer was aborted")
-        finally:
-            self._leave()
+                if self._fold.is_over:
+                    return
 
     async def __aiter__(self) -> AsyncIterator[TextEvent]:
-        try:
+        with self._reading():
             async for token in self._generation:
-                event = self._fold.push(token)
-                if event is not None:
+                if (event := self._fold.push(token)) is not None:
                     yield event
-                    if event.completion is not None:
-                        return
-            raise NanollamaError("the answer was aborted")
-        finally:
-            self._leave()
+                if self._fold.is_over:
+                    return
 
-    def _leave(self) -> None:
-        if not self._fold.is_over or self._fold.stopped_early:
-            self._generation.abort()
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tells an end from an abort, and ends in the engine what nobody reads on."""
+        try:
+            yield
+            if not self._fold.is_over:
+                raise NanollamaError("the answer was aborted")
+        finally:
+            if not self._fold.is_over or self._fold.stopped_early:
+                self._generation.abort()
 
 
 def fold(events: Iterable[TextEvent]) -> Completion:

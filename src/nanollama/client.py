@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanollama.errors import ModelNotFoundError, NanollamaError, OverloadedError, UsageError
-from nanollama.types import Completion, TextEvent, Timings
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
+    from nanollama.types import Completion, TextEvent
+
 JSON = dict[str, Any]
 
 DEFAULT_PORT = 8000
+OLLAMA_PORT = 11434
+"""Where Ollama listens, if its variable names an address without a port."""
+
+KEY_VARIABLE = "NANOLLAMA_API_KEY"
 CONNECT_S = 5.0
 MAX_LINE = 64 << 20
 """Bytes of one line or reply; the longest ends an answer and holds all its token ids."""
@@ -123,11 +128,13 @@ class Client:
         body = {"model": model, "stream": False, "keep_alive": 0}
         self._call("POST", "/api/generate", body, model)
 
-    def events(self, path: str, body: JSON) -> Iterator[TextEvent]:
+    def events(self, path: str, body: JSON) -> Iterator["TextEvent"]:
         """The answer of ``/api/chat`` or ``/api/generate`` as it comes; closing the iterator ends it.
 
         The token ids of a chat are not sent: its completion has none.
         """
+        from nanollama.types import TextEvent
+
         pieces = []
         with self._reply("POST", path, body, body.get("model")) as reply:
             while line := reply.readline(MAX_LINE):
@@ -199,9 +206,11 @@ class Client:
             how = "another key than NANOLLAMA_API_KEY" if self._key else "a key: set NANOLLAMA_API_KEY to it"
             return NanollamaError(f"the server at {self.address} asks for {how}")
         if status == 404 and model is not None:
-            return ModelNotFoundError(
-                f"the server at {self.address} has no model {model}: fetch it with nanollama pull {model}"
+            is_path = model.startswith((".", "/", "~")) or model.lower().endswith(".gguf")
+            advice = (
+                "without --server a path works too" if is_path else f"fetch it with nanollama pull {model}"
             )
+            return ModelNotFoundError(f"the server at {self.address} has no model {model}: {advice}")
         kinds = {400: UsageError, 404: ModelNotFoundError, 429: OverloadedError, 503: OverloadedError}
         return kinds.get(status, NanollamaError)(message)
 
@@ -211,8 +220,10 @@ class Client:
         )
 
 
-def _completion(text: str, last: Mapping[str, Any]) -> Completion:
+def _completion(text: str, last: Mapping[str, Any]) -> "Completion":
     """The fold of an answer. Whoever sends no counts has counted none."""
+    from nanollama.types import Completion, Timings
+
     prompt, cached, answer = (
         _number(last.get(name)) for name in ("prompt_eval_count", "cached_tokens", "eval_count")
     )

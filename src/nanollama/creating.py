@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanollama.errors import NanollamaError, UsageError
 from nanollama.quant.plan import file_type
-from nanollama.store.files import sha256_of
+from nanollama.store.files import sha256_of, unwound
 from nanollama.store.imports import is_checkpoint
 from nanollama.store.names import ModelName
 from nanollama.store.recipe import Recipe, over
@@ -54,7 +54,7 @@ def base_of(text: str, folder: Path) -> str:
     path = folder / os.path.expanduser(text)
     looks_like_path = "/" in text or os.sep in text or text.lower().endswith(".gguf")
     if os.path.isfile(path) or is_checkpoint(path) or (looks_like_path and os.path.exists(path)):
-        return os.path.abspath(path)
+        return str(unwound(path))
     if text.startswith(("/", ".", "~")):
         raise UsageError(f"FROM is {text!r}, and there is no {path}: expected a file, a folder or a name")
     return text
@@ -62,7 +62,7 @@ def base_of(text: str, folder: Path) -> str:
 
 def adapters_of(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     """The absolute paths of the adapters that a Modelfile in ``folder`` names. Raises ``UsageError``."""
-    paths = tuple(os.path.abspath(folder / os.path.expanduser(text)) for text in recipe.adapters)
+    paths = tuple(str(unwound(folder / os.path.expanduser(text))) for text in recipe.adapters)
     for path in paths:
         if not os.path.exists(path):
             raise UsageError(f"ADAPTER is {path}, and there is no such file or folder: check the path")
@@ -125,6 +125,6 @@ def _free_path(folder: Path, stem: str) -> Path:
     """The path of a file that does not exist: another model may use one of that name."""
     for number in count(1):
         path = folder / (f"{stem}.gguf" if number == 1 else f"{stem}-{number}.gguf")
-        if not path.exists():
+        if not os.path.lexists(path):
             return path
     raise AssertionError  # the count has no end

@@ -1,11 +1,12 @@
-"""What callers pass in, checked at the edge: values in, the same values or a sentence out."""
+"""What callers pass in, checked and completed at the edge: values in, values or a sentence out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from nanollama.errors import ContextOverflowError, UnsupportedError, UsageError
 from nanollama.store.recipe import Recipe
-from nanollama.types import ContextPolicy, Message
+from nanollama.types import ContextPolicy, Message, Request
 
 Messages = Sequence[Message | Mapping[str, str]]
 
@@ -114,3 +115,15 @@ def _message(message: Mapping[str, str], index: int) -> Message:
     if not all(isinstance(value, str) for value in message.values()):
         raise UsageError(f"message {index} has a role, content or name that is not a text")
     return Message(**message)
+
+
+def answer_room(max_tokens: int | None, window: int) -> int:
+    """Tokens that a conversation leaves free for its answer: an eighth, or what was asked for."""
+    return max(1, min(max_tokens or window // 8, window // 2))
+
+
+def with_seed(request: Request, index: int) -> Request:
+    """The request of answer ``index``: with a seed of its own, where there is one."""
+    if index == 0 or request.sampling.seed is None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=request.sampling.seed + index))

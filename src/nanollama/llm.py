@@ -20,6 +20,7 @@ from nanollama.inputs import (
     MAX_ANSWERS,
     MAX_LOGPROBS,
     Messages,
+    answer_room,
     check_context,
     check_count,
     check_max_tokens,
@@ -29,8 +30,8 @@ from nanollama.inputs import (
     check_stop,
     check_token_ids,
     conversation,
+    with_seed,
 )
-from nanollama.model.requantize import check_width, requantized
 from nanollama.sampling.params import sampling_params
 from nanollama.text.chat import FittedChat, fit_chat
 from nanollama.types import DEFAULT_MODEL, Completion, ContextPolicy, Message, Request, TextEvent
@@ -100,6 +101,8 @@ class LLM:
         choice = BackendChoice(backend, device, dtype, threads, compile, quantize is not None)
         self.name = model
         if quantize is not None:
+            from nanollama.model.requantize import check_width
+
             check_width(quantize)
         located = locate(model, progress=progress)
         self.path: Path = located.path
@@ -124,7 +127,7 @@ class LLM:
         notice: Callable[[str], None],
     ) -> None:
         from nanollama.engine.engine import Engine
-        from nanollama.model.folder import open_checkpoint
+        from nanollama.model.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(self.path)
         try:
@@ -134,18 +137,26 @@ class LLM:
             if n_ctx is None and self._own.n_ctx and self.n_ctx < own_ctx:
                 notice(f"num_ctx is {own_ctx}, and the model's context window has {self.n_ctx} tokens")
             self.num_parameters = checkpoint.num_parameters
-            self.tokenizer = checkpoint.tokenizer()
-            self._template = self._chat_template(checkpoint)
             self._model_settings = {**checkpoint.sampling, **self._own.sampling}
             tensors = checkpoint.tensors
             self.quantized: str | None = None
             if quantize is not None:
+                from nanollama.model.requantize import requantized
+
                 tensors, self.quantized = requantized(tensors, quantize)
             self.loaded = load_backend(
                 choice, self.spec, tensors, cache_tokens=cache_tokens or self.n_ctx, notice=notice
             )
             if quantize is not None and self.loaded.name == "torch":
                 notice("the torch backend unpacks quantized weights at each use: less memory, and slower")
+            try:
+                # The native backend packs its weights meanwhile.
+                self.tokenizer = checkpoint.tokenizer()
+                self._template = self._chat_template(checkpoint)
+                self.loaded.finish()
+            except BaseException:
+                self.loaded.backend.close()
+                raise
             root = f"{self.path.resolve()} {quantize}".encode()
             self.engine = Engine(self.loaded.backend, limits(n_ctx=self.n_ctx, root=root))
         finally:
@@ -270,7 +281,7 @@ class LLM:
             extra=template_kwargs or {},
             before=check_token_ids(context_ids, self.spec.vocab_size),
         )
-        room = window - _answer_room(max_tokens, window)
+        room = window - answer_room(max_tokens, window)
         opening = () if context_ids else self.recipe.messages
         fitted = self._fitted(prompt, system, opening, context_policy, room, parse_special, render)
         limit = min(limit, check_room(len(fitted.prompt_ids), window))
@@ -286,7 +297,7 @@ class LLM:
             priority=priority,
             salt=salt,
         )
-        return self._submitted([_with_seed(request, i) for i in range(n)], fitted)
+        return self._submitted([with_seed(request, i) for i in range(n)], fitted)
 
     def _submitted(self, requests: Sequence[Request], fitted: FittedChat) -> list[Answer]:
         """Submit all requests, or none of them."""
@@ -380,15 +391,3 @@ class LLM:
         ids = self.tokenizer.encode(prompt, add_special=True, parse_special=True)
         repeats_bos = bool(before) and ids[:1] == [self.tokenizer.bos_id]
         return [*before, *ids[repeats_bos:]]
-
-
-def _answer_room(max_tokens: int | None, window: int) -> int:
-    """Tokens that a conversation leaves free for its answer: an eighth, or what was asked for."""
-    return max(1, min(max_tokens or window // 8, window // 2))
-
-
-def _with_seed(request: Request, index: int) -> Request:
-    """The request of answer ``index``: with a seed of its own, where there is one."""
-    if index == 0 or request.sampling.seed is None:
-        return request
-    return replace(request, sampling=replace(request.sampling, seed=request.sampling.seed + index))

@@ -1,5 +1,5 @@
-// Random jobs on a pool, with an integrity check in every unit: run by test_pool.py, built with a thread sanitizer where
-// there is one. Exits 1 and says why if a unit ran twice, never, or before its phase.
+// Random jobs on a pool, with an integrity check in every unit: run by test_pool.py, built with a thread
+// sanitizer where there is one. Exits 1 and says why if a unit ran twice, never, or before its phase.
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -13,7 +13,8 @@
 
 namespace {
 
-// Phases of random sizes. Unit i of a phase writes a number that depends on what all units of the phase before wrote.
+// Phases of random sizes. Unit i of a phase writes a number that depends on what all units of the phase
+// before wrote.
 class Chain final : public nl::Job {
   public:
     Chain(std::mt19937& random, int phases) {
@@ -57,7 +58,8 @@ class Chain final : public nl::Job {
     void check() {
         const int64_t before = at_ ? sum(data_[size_t(at_) - 1]) % 1000 : 0;
         for (size_t i = 0; i < data_[size_t(at_)].size(); ++i)
-            if (data_[size_t(at_)][i] != before + int64_t(i) + 1) fail("a unit ran twice, never, or too early");
+            if (data_[size_t(at_)][i] != before + int64_t(i) + 1)
+                fail("a unit ran twice, never, or too early");
     }
 
     std::vector<int64_t> sizes_;

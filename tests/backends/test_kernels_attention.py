@@ -70,11 +70,11 @@ class Case:
             if split:
                 assert count == 1
                 for span in range(begin, end):
-                    items.append(AttentionItem(row, 1, 0, first, span, span + 1, slots + span - begin, 0))
-                merges.append(AttentionMerge(row, slots, end - begin, 0))
+                    items.append(AttentionItem(row, 1, 0, first, span, span + 1, slots + span - begin))
+                merges.append(AttentionMerge(row, slots, end - begin))
                 slots += end - begin
             else:
-                items.append(AttentionItem(row, count, 0, first, begin, end, -1, 0))
+                items.append(AttentionItem(row, count, 0, first, begin, end, -1))
             row += count
         partials = np.full((max(slots, 1), heads, dim + 2), np.nan, np.float32)
         job = Attention(
@@ -230,9 +230,7 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
     for i, (n, c) in enumerate(zip(new, cached, strict=True)):
         for position, rows in tiles_of(n + c, 16, c):
             first = max(0, position - window + 1) // SPAN if window else 0
-            items.append(
-                AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1, 0)
-            )
+            items.append(AttentionItem(row, rows, i, position, first, (position + rows - 1) // SPAN + 1, -1))
             row += rows
     kernels.attention(ctypes.byref(job), (AttentionItem * len(items))(*items), 0, len(items) * kv_heads, -1)
     alone = [case.run(kernels, tiles_of(n + c, 16, c)) for case, n, c in zip(cases, new, cached, strict=True)]

@@ -31,7 +31,7 @@ def route(
 
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(
-    ("experts", "per_token"), [(1, 1), (4, 2), (8, 8), (13, 3), (60, 4), (128, 8), (256, 8)]
+    ("experts", "per_token"), [(1, 1), (4, 2), (8, 8), (13, 3), (60, 4), (128, 8), (256, 8), (1000, 40)]
 )
 @pytest.mark.parametrize("size", [0.0, 1.0, 50.0, 1e4])
 def test_shares_are_the_softmax_of_the_best_scores(

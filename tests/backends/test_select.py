@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanollama.backends import torch_compile
-from nanollama.backends.select import BackendChoice, load_backend
+from nanollama.backends.select import BackendChoice, load_backend, physical_cores, thread_count
 from nanollama.backends.torch_backend import choose_device
 from nanollama.errors import UnsupportedError, UsageError
 from nanollama.model.spec import ModelSpec
@@ -36,6 +36,20 @@ def test_the_native_backend_asked_for_by_name_refuses_by_name(wide_heads: ModelS
             BackendChoice(backend="native"), wide_heads, toy_of(wide_heads).tensors, cache_tokens=64,
             notice=print,
         )  # fmt: skip
+
+
+def test_a_thousand_threads_are_cut_to_what_a_machine_can_use_with_a_notice() -> None:
+    """On two processors they took more than a minute for a few tokens."""
+    notices: list[str] = []
+    most = thread_count(1024, notices.append)
+    assert most <= 1024
+    assert thread_count(most) == most
+    assert bool(notices) == (most < 1024)
+    assert all(f"1024 threads would wait for one another on {most // 8} processors" in n for n in notices)
+
+
+def test_without_a_wish_there_is_a_thread_for_each_core() -> None:
+    assert thread_count(None) == physical_cores()
 
 
 def test_the_native_backend_refuses_to_be_compiled() -> None:

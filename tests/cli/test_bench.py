@@ -19,7 +19,7 @@ def test_json_has_every_figure(stories_path: Path, capsys: pytest.CaptureFixture
     assert facts["prefill_tok_s"] > 0
     assert facts["decode_tok_s"] > 0
     assert (facts["prefill_tokens"], facts["decode_tokens"], facts["threads"]) == (40, 3, 1)
-    assert facts["backend"] == "torch cpu float32"
+    assert (facts["backend"], facts["device"], facts["dtype"]) == ("torch", "cpu", "float32")
     for figure in ("read_gb_s", "decode_bandwidth_share", "mac_rate", "prefill_mac_share"):
         assert facts[figure] > 0
     assert facts["load_s"] > 0
@@ -39,6 +39,21 @@ def test_the_native_backend_is_measured_beside_the_read_bandwidth(
     assert 0 < facts["prefill_mac_share"] < 1.5
 
 
+def test_a_batch_may_take_more_cache_than_the_model_has_context(
+    stories_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the sequences has a window of its own."""
+    facts = json.loads(bench(capsys, str(stories_path), "--json", "--threads", "1", "--batch", "64"))
+    assert facts["batch"] == 64
+
+
+def test_a_window_too_small_for_what_is_measured_is_refused(
+    stories_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(stories_path), "--prefill", "40", "--ctx", "32"]) == 2
+    assert "--ctx is 32 and what is to be measured takes 129 tokens" in capsys.readouterr().err
+
+
 def test_people_get_sentences(stories_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = bench(capsys, str(stories_path), "--backend", "torch")
     assert "prefill" in shown
@@ -54,13 +69,13 @@ def test_lengths_that_can_not_be_are_refused(option: str, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("options", "backend"),
     [
-        (("--backend", "native", "--weights", "Q4_0"), "native cpu as stored"),
-        (("--backend", "torch", "--dtype", "bfloat16"), "torch cpu bfloat16"),
+        (("--backend", "native", "--weights", "Q4_0"), ("native", "cpu", "as stored")),
+        (("--backend", "torch", "--dtype", "bfloat16"), ("torch", "cpu", "bfloat16")),
     ],
 )
 def test_a_shape_is_measured_with_random_weights(
     options: tuple[str, ...],
-    backend: str,
+    backend: tuple[str, str, str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -70,7 +85,7 @@ def test_a_shape_is_measured_with_random_weights(
         bench(capsys, "--shape", "small", *options, "--json", "--threads", "1", "--batch", "2")
     )
     assert facts["model"].startswith("small, random")
-    assert facts["backend"] == backend
+    assert (facts["backend"], facts["device"], facts["dtype"]) == backend
     assert facts["decode_tok_s"] > 0
 
 

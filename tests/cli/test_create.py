@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_the_printed_modelfile_creates_the_same_model_again(create, store: Store
     assert modelfile_of(second) == modelfile_of(first).replace("first:latest", "second:latest")
 
 
+def test_the_file_of_a_model_is_the_same_by_its_path_as_by_its_name(create, store, stories_path) -> None:
+    create("ours", f"FROM {stories_path}", options=("--quantize", "q8_0"))
+    ours = store.find(ModelName.parse("ours"))
+    create("again", modelfile_of(ours))
+    again = store.find(ModelName.parse("again"))
+    assert (again.id, again.files, again.owned) == (ours.id, ours.files, True)
+    assert main(["rm", "ours", "again"]) == 0
+    assert not ours.path.exists()
+
+
 def test_standard_input_and_the_file_in_the_current_folder(folder: Path, store: Store, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "Modelfile").write_text("FROM ./tiny.gguf")
@@ -88,6 +99,16 @@ def test_standard_input_and_the_file_in_the_current_folder(folder: Path, store: 
     assert main(["create", "piped", "-f", "-"]) == 0
     assert store.find(ModelName.parse("piped")).recipe == Recipe(system="hi")
     assert {str(record.name) for record in store.list()} == {"here:latest", "piped:latest"}
+
+
+def test_paths_in_a_modelfile_that_comes_through_a_pipe_are_those_of_the_shell(folder, store, monkeypatch):
+    monkeypatch.chdir(folder)
+    reading, writing = os.pipe()
+    os.write(writing, b"FROM ./tiny.gguf")
+    os.close(writing)
+    assert main(["create", "piped", "-f", f"/dev/fd/{reading}"]) == 0  # as of -f <(command)
+    os.close(reading)
+    assert store.find(ModelName.parse("piped")).path == folder / "tiny.gguf"
 
 
 @pytest.mark.parametrize(

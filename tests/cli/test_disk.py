@@ -62,3 +62,14 @@ def test_verify_of_an_unknown_name_is_one_sentence(store, fetched, capsys):
     captured = capsys.readouterr()
     assert "there is no model 'nothing-like-it'" in captured.err
     assert captured.out == "a:latest is right (1 file)\n"
+
+
+def test_verify_reads_a_file_once_however_many_names_share_it(store, fetched, capsys):
+    store.copy(fetched.name, ModelName.parse("second"))
+    assert main(["verify"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("is right (1 file)") == 2
+    assert captured.err.count("done") == 1
+    fetched.path.write_bytes(bytes(fetched.size))
+    assert main(["verify"]) == 1
+    assert capsys.readouterr().out.count("is damaged") == 2

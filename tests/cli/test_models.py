@@ -8,9 +8,9 @@ import pytest
 
 from models import make_gguf, record_for
 from nanollama.cli.main import main
-from nanollama.cli.models import age_text, size_text
 from nanollama.store.names import ModelName
 from nanollama.store.store import Store
+from nanollama.units import age_text, size_text
 
 SMOLLM2 = "nanollama/models/library/smollm2/135m/SmolLM2-135M-Instruct.Q4_1.gguf"
 

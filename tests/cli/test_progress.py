@@ -129,3 +129,4 @@ def test_nothing_to_do_and_no_time_passed_divide_by_nothing(clock):
         bar.begin("nothing", 0)
         bar.update(0)
         bar.end()
+        assert "nothing" in stream.getvalue()

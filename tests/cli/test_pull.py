@@ -16,7 +16,7 @@ from nanollama.cli.main import main
 from nanollama.store.names import ModelName
 from nanollama.store.store import Store
 
-GGUF = b"GGUF" + random.Random(5).randbytes(1_200_000)
+GGUF = b"GGUF\x03" + bytes(19) + random.Random(5).randbytes(1_200_000)
 TARGET = "hf.co/org/toy"
 
 
@@ -59,6 +59,14 @@ def test_a_file_at_an_address_is_pulled(hub, capsys):
     hub.files["mine-Q8_0.gguf"] = GGUF
     assert main(["pull", f"{hub.url}/models/mine-Q8_0.gguf"]) == 0
     assert f"127.0.0.1:{hub.port}/models/mine:q8_0 is complete" in capsys.readouterr().out
+
+
+def test_what_is_no_whole_model_is_not_kept_where_no_digest_could_tell(hub, capsys, tmp_path):
+    hub.files["mine.gguf"] = b"GGUF\x03\0\0\0\x09" + bytes(99)
+    assert main(["pull", f"{hub.url}/mine.gguf"]) == 1
+    assert "/mine.gguf sends is no whole model: the number of tensors is 9" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.gguf*"))
+    assert Store().list() == []
 
 
 def test_a_new_version_on_the_hub_is_fetched_by_the_next_pull(hub, capsys):

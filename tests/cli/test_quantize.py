@@ -1,5 +1,6 @@
 """The ``quantize`` command and ``--quantize``: what they print, what they refuse, what they leave behind."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ def test_a_file_is_written_and_its_sizes_are_told(
     target = tmp_path / "out.gguf"
     assert main(["quantize", str(stories_path), str(target), "--type", "q8_0"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{target}: 0MB of weights in Q8_0, 1MB before\n"
+    assert captured.out == f"{target}: 365 kB of weights in Q8_0, 1 MB before\n"
     assert "quantized already" not in captured.err
     assert "out.gguf: done" in captured.err or "100 %" in captured.err
     assert "got F16 for ffn_down (5)" in captured.err
@@ -82,14 +83,27 @@ def test_a_place_that_cannot_be_written_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_is_not_quantized_onto_itself(
+def test_what_is_no_file_is_refused_before_the_work_begins(
     stories_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = ["quantize", str(stories_path), str(tmp_path / "pipe"), "--type", "Q8_0", "--force"]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert "is there and no regular file: give the path of the file to write" in captured.err
+    assert "MB" not in captured.err
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_model_is_not_quantized_onto_itself(
+    options: tuple[str, ...], stories_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --force it was told that the file exists and to give --force."""
     source = tmp_path / "in.gguf"
     source.write_bytes(stories_path.read_bytes())
     other = tmp_path / "link.gguf"
     other.symlink_to(source)
-    assert main(["quantize", str(source), str(other), "--type", "Q4_0", "--force"]) == 2
+    assert main(["quantize", str(source), str(other), "--type", "Q4_0", *options]) == 2
     assert "SRC and DST are both" in capsys.readouterr().err
     assert source.read_bytes() == stories_path.read_bytes()
 
@@ -99,7 +113,7 @@ def test_a_full_disk_is_noticed_before_writing(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     assert main(["quantize", str(stories_path), str(tmp_path / "out.gguf"), "--type", "F32"]) == 2
-    assert "1MB are needed in" in capsys.readouterr().err
+    assert "1 MB are needed in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nanollama.cli.reader import is_open, unquoted
+from nanollama.cli.reader import _history as open_history
+from nanollama.cli.reader import history_path, is_open, unquoted
 from nanollama.cli.repl import COMMANDS, Repl
 from nanollama.errors import ContextOverflowError
 from nanollama.store.recipe import Recipe
@@ -408,3 +409,12 @@ def test_what_comes_from_a_recipe_is_shown_as_the_models_own(scripted, screen) -
     assert re.search(r"system +You are Mario.\n", changed)
     assert re.search(r"messages +0, after 2 of the model's own\n", changed)
     assert re.search(r"num_batch +4, the model's own\n", changed)
+
+
+@pytest.mark.parametrize(("value", "kept"), [("", True), ("0", True), ("1", False), ("true", False)])
+@pytest.mark.parametrize("name", ["NANOLLAMA_NOHISTORY", "OLLAMA_NOHISTORY"])
+def test_a_history_is_not_kept_where_none_is_wanted(name, value, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    open_history()
+    assert history_path().exists() is kept

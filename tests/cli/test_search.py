@@ -30,3 +30,8 @@ def test_nothing_found_is_said_and_is_1(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "nothing found" in captured.err
+
+
+def test_what_could_be_found_and_not_run_is_marked(capsys):
+    assert main(["search", "nomic"]) == 0
+    assert "computes embeddings: can't be run" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -91,6 +92,14 @@ def test_json_has_everything(capsys, mine):
     assert value["recipe"]["system"] == RECIPE.system
     assert value["metadata"]["general.license"] == "apache-2.0"
     assert value["tensors"] == [{"name": "output.weight", "type": "F32", "shape": [2, 32]}]
+
+
+@pytest.mark.parametrize("flag", ["-v", "--verbose"])
+def test_verbose_adds_the_metadata_and_the_tensors_to_the_overview(capsys, mine, flag):
+    text = shown(capsys, "mine", flag)
+    assert text.startswith(shown(capsys, "mine").rstrip("\n"))
+    assert re.search(r"^    general\.license +apache-2\.0$", text, re.MULTILINE)
+    assert text.endswith(shown(capsys, "mine", "--tensors"))
 
 
 def test_a_path_is_shown_without_a_recipe(capsys, mine):

@@ -275,6 +275,28 @@ def test_asyncio_tasks_take_turns_with_threads(engine: Engine) -> None:
         assert [e.token_id for e in events] == tokens(engine.submit(request((i, 5), 10)))
 
 
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts the calls that come from other threads."""
+
+    calls = 0
+
+    def call_soon_threadsafe(self, *args: object, **kwargs: object) -> asyncio.Handle:
+        self.calls += 1
+        return super().call_soon_threadsafe(*args, **kwargs)
+
+
+def test_a_step_calls_into_the_event_loop_once_however_many_tasks_wait(engine: Engine) -> None:
+    async def collect(r: Request) -> int:
+        return len([event async for event in engine.submit(r)])
+
+    async def main() -> int:
+        assert await asyncio.gather(*(collect(request((i, 5), 20)) for i in range(8))) == [20] * 8
+        return asyncio.get_running_loop().calls
+
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        assert 0 < runner.run(main()) <= len(engine.backend.steps)
+
+
 def test_a_closed_engine_refuses_and_ends_what_runs() -> None:
     backend = backend_of()
     engine = Engine(backend, EngineConfig(n_ctx=512))

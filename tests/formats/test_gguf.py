@@ -61,17 +61,11 @@ def test_text_that_is_not_utf8_keeps_its_bytes(tmp_path: Path) -> None:
     metadata: dict[str, Value] = {
         "tokenizer.ggml.tokens": Typed(ValueType.ARRAY, pieces, ValueType.STRING),
         "name": b"caf\xe9",
-        "n": 1,
     }
     write_gguf(tmp_path / "m.gguf", metadata, [])
     with GGUFFile(tmp_path / "m.gguf") as file:
-        assert file.get_bytes("tokenizer.ggml.tokens") == pieces
         assert file.metadata["tokenizer.ggml.tokens"] == ["\udcff", "ok", "\udce2\udc96", "▁"]
         assert file.get("name", str).encode("utf-8", "surrogateescape") == b"caf\xe9"
-        with pytest.raises(FormatError, match="'n' is 1 of type UINT32, but array of str was expected"):
-            file.get_bytes("n")
-        with pytest.raises(FormatError, match="no metadata key 'm'"):
-            file.get_bytes("m")
 
 
 def test_typed_access_gives_the_value_the_default_or_an_error_with_key_and_value(tmp_path: Path) -> None:

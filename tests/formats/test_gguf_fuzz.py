@@ -54,7 +54,7 @@ EDITS = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=EDITS, cut=st.none() | st.integers(0, 900))
 def test_any_damage_gives_a_working_file_or_a_clear_error(
     tmp_path: Path, seed_file: bytes, edits: list[tuple[int, bytes]], cut: int | None

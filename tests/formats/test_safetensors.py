@@ -212,7 +212,7 @@ def test_damaged_files_are_read_or_refused_as_the_library_does(tmp_path: Path) -
     chance = random.Random(5)
     path = tmp_path / "model.safetensors"
     accepted = 0
-    for _ in range(3000):
+    for _ in range(1000):
         content = bytearray(whole)
         for _ in range(chance.choice((1, 1, 1, 2, 4))):
             place = chance.randrange(len(content)) if chance.random() < 0.7 else chance.randrange(8)
@@ -239,7 +239,7 @@ def test_damaged_files_are_read_or_refused_as_the_library_does(tmp_path: Path) -
                 assert set(theirs.keys()) == set(file.tensors)
         except SafetensorError as error:
             pytest.fail(f"the library refuses {bytes(content)!r}: {error}")
-    assert accepted > 50
+    assert accepted > 15
 
 
 def test_every_prefix_of_a_file_is_refused(tmp_path: Path) -> None:

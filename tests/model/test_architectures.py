@@ -5,11 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from checkpoints import CASES, VOCAB, Saved, make, opened
 from nanollama import reference
+from nanollama.backends.native.backend import NativeBackend
+from nanollama.backends.native.library import Library
+from nanollama.backends.native.locate import find_library
 from nanollama.backends.ops import ModelInput, SequenceInput
 from nanollama.backends.torch_backend import BLOCK_TOKENS, TorchBackend
+from nanollama.backends.torch_cache import TorchCache
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.spec import ModelSpec
 
@@ -77,10 +82,41 @@ def test_a_batch_with_different_contexts_equals_transformers(saved: Saved, backe
     assert np.abs(backend.step(ModelInput(new, sequences, ends)) - expected).max() < CLOSE
 
 
-@pytest.mark.parametrize(("case", "n"), [("phi3, longrope", 100), ("llama, dynamic rope", 128)])
+def test_the_native_backend_equals_transformers_but_for_its_half_precision_cache(
+    saved: Saved, ours: tuple[ModelSpec, dict[str, PackedTensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = ids_of(6)
+    whole = ModelInput(ids, (SequenceInput(N, 0, (0, 1)),), tuple(range(N)))
+    native = NativeBackend(*ours, library=Library(find_library()), threads=1, cache_tokens=64)
+    logits = native.step(whole).copy()
+    native.close()
+    exact = saved.logits(ids)
+    assert np.sqrt(np.mean((logits - exact) ** 2) / np.mean(exact**2)) < 2e-3
+    store = TorchCache.store
+
+    def store_rounded(cache: TorchCache, index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        store(cache, index, slots, k.half().float(), v.half().float())
+
+    monkeypatch.setattr(TorchCache, "store", store_rounded)
+    rounding = TorchBackend(*ours, device="cpu", dtype="float32", cache_tokens=64)
+    one_by_one = [step(rounding, ids[i : i + 1], i, (0, 1)) for i in range(N)]
+    error = float(np.abs(logits - np.concatenate(one_by_one)).max())
+    # What is left are numbers on the edge between two halves.
+    assert error < 5e-4 * float(np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("case", "n"),
+    [
+        ("phi3, longrope", 100),
+        ("llama, dynamic rope", 65),
+        ("llama, dynamic rope", 100),
+        ("llama, dynamic rope", 128),
+    ],
+)
 def test_a_long_window_has_other_frequencies(case: str, n: int, tmp_path: Path) -> None:
     """Both cases were trained on 64 tokens. transformers takes the frequencies of the sequence's length, we
-    those of the window's: LongRoPE knows two sets, and dynamic scaling is at its full stretch.
+    those of the window's, so that a prompt as long as the window has the same ones.
     """
     saved = make(case, tmp_path)
     spec, tensors = opened(saved.config, saved.arrays)
@@ -88,3 +124,39 @@ def test_a_long_window_has_other_frequencies(case: str, n: int, tmp_path: Path) 
     long = TorchBackend(spec.for_context(n), tensors, device="cpu", dtype="float32", cache_tokens=128)
     ids = ids_of(7, n)
     assert np.abs(step(long, ids, 0, (0, 1, 2, 3)) - saved.logits(ids)).max() < CLOSE
+
+
+@pytest.mark.parametrize("n_ctx", [32, 64])
+@pytest.mark.parametrize("case", ["phi3, longrope", "llama, dynamic rope"])
+def test_a_window_within_the_trained_one_has_the_trained_frequencies(
+    case: str, n_ctx: int, tmp_path: Path
+) -> None:
+    saved = make(case, tmp_path)
+    spec, tensors = opened(saved.config, saved.arrays)
+    backend = TorchBackend(spec.for_context(n_ctx), tensors, device="cpu", dtype="float32", cache_tokens=64)
+    ids, table = ids_of(8, n_ctx), (1, 0)
+    rows = [step(backend, ids[:20], 0, table)]
+    rows += [step(backend, ids[i : i + 1], i, table) for i in range(20, n_ctx)]
+    assert np.abs(np.concatenate(rows) - saved.logits(ids)).max() < CLOSE
+
+
+def test_dynamic_scaling_leaves_a_cached_key_as_it_was_turned(tmp_path: Path) -> None:
+    """transformers chooses anew at each length and keeps the keys: a prompt continued token by token past the
+    trained window gets other logits there than the same tokens at once. Ours are those of a window's length,
+    however they come.
+    """
+    saved = make("llama, dynamic rope", tmp_path)
+    spec, tensors = opened(saved.config, saved.arrays)
+    n = 100
+    backend = TorchBackend(spec.for_context(n), tensors, device="cpu", dtype="float32", cache_tokens=128)
+    ids, table = ids_of(9, n), (0, 1, 2, 3)
+    rows = [step(backend, ids[:60], 0, table)]
+    rows += [step(backend, ids[i : i + 1], i, table) for i in range(60, n)]
+    assert np.abs(np.concatenate(rows) - saved.logits(ids)).max() < CLOSE
+    with torch.inference_mode():
+        first = saved.model(torch.tensor([ids[:60]]), use_cache=True)
+        for i in range(60, n):
+            first = saved.model(
+                torch.tensor([ids[i : i + 1]]), past_key_values=first.past_key_values, use_cache=True
+            )
+    assert np.abs(first.logits[0, -1].numpy() - saved.logits(ids)[-1]).max() > 100 * CLOSE

@@ -38,6 +38,8 @@ def test_a_size_that_cannot_be_is_refused_with_its_key(key: str, value: object) 
 @pytest.mark.parametrize(
     ("model_type", "values", "message"),
     [
+        ("granite", {"residual_multiplier": 1e-320}, "residual_multiplier .* is 1e-320; expected a positive"),
+        ("llama", {"head_dim": 1 << 20}, "head_dim .* is 1048576; expected a whole number from 1 to 65536"),
         ("llama", {"num_key_value_heads": 3}, "8 attention heads and 3 key-value heads"),
         ("llama", {"num_attention_heads": 7, "num_key_value_heads": 1}, "not a multiple of the 7"),
         ("llama", {"hidden_act": "relu"}, "hidden_act in config.json is 'relu'; expected 'silu'"),

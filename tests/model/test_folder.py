@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from nanollama import LLM
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.cli.main import main
 from nanollama.errors import FormatError, ModelNotFoundError, NanollamaError, UnsupportedError
-from nanollama.model.folder import open_checkpoint, open_folder
+from nanollama.model.checkpoint import open_checkpoint
+from nanollama.model.folder import open_folder
 
 INDEX = "model.safetensors.index.json"
 TALK = [
@@ -101,7 +103,9 @@ def test_files_may_be_links_as_in_the_cache_of_the_hub(sharded: Path, tmp_path: 
         blob.parent.mkdir(exist_ok=True)
         shutil.copy(file, blob)
         (snapshot / file.name).symlink_to(blob)
-    open_folder(snapshot).close()
+    with closing(open_folder(snapshot)) as linked, closing(open_folder(sharded)) as plain:
+        assert linked.spec == plain.spec
+        assert linked.tensors.keys() == plain.tensors.keys()
 
 
 def test_tied_weights_and_old_buffers_are_no_parameters(single: Path) -> None:

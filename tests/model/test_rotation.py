@@ -81,8 +81,13 @@ def test_a_scaling_equals_transformers(kind: str, numbers: dict[str, Any], form:
 
 
 def test_a_stretched_window_equals_transformers() -> None:
-    """Dynamic scaling at its full stretch, and LongRoPE's other set of divisors."""
-    for kind, numbers, length in (("dynamic", {"factor": 4.0}, 4 * 32768), ("longrope", LONGROPE, 4097)):
+    """Dynamic scaling by the length of the window, and LongRoPE's other set of divisors."""
+    for kind, numbers, length in (
+        ("dynamic", {"factor": 4.0}, 4 * 32768),
+        ("dynamic", {"factor": 4.0}, 32769),
+        ("dynamic", {"factor": 3.0}, 50000),
+        ("longrope", LONGROPE, 4097),
+    ):
         asked = RopeConfig({"rope_type": kind, **numbers})
         theirs, _ = ROPE_INIT_FUNCTIONS[kind](asked, "cpu", seq_len=length)
         ours = rotation(rope_theta=500000.0, rope_scaling={"rope_type": kind, **numbers})

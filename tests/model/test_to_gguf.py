@@ -15,14 +15,26 @@ from nanollama.model.checkpoint import open_gguf
 from nanollama.model.families.config import Config
 from nanollama.model.registry import family_of_config
 from nanollama.model.to_gguf import gguf_of_folder
+from toys import packed
 
 BEYOND_WORDS = {
-    "qwen2 with windows": "windows",
-    "qwen3_moe, not normalized": "mlp",
-    "gemma2 of another scale": "attention",
-    "llama, dynamic rope": "max_context",
+    "qwen2 with windows": r"which layers have a window \(layer_types, use_sliding_window, sliding_window",
+    "qwen3_moe, not normalized": r"how experts are weighed \(norm_topk_prob\)",
+    "gemma2 of another scale": r"the scale of scores \(query_pre_attn_scalar\)",
+    "llama, dynamic rope": r"a window that grows \(rope_parameters\) and rotations \(rope_parameters\)",
 }
 """Cases that GGUF has no key for, and what it is about."""
+ONE_KEY = [
+    ("gemma2", "attn_logit_softcapping", None, r"the cap of scores \(attn_logit_softcapping\)"),
+    ("gemma2", "final_logit_softcapping", None, r"the cap of logits \(final_logit_softcapping\)"),
+    ("gemma3", "query_pre_attn_scalar", 14, r"the scale of scores \(query_pre_attn_scalar\)"),
+    ("gemma3", "layer_types", ["full_attention"] * 7, r"which layers have a window \(layer_types"),
+    ("smollm3", "no_rope_layers", [1, 0, 1, 1, 1], r"rotations \(rope_parameters, no_rope_layers"),
+    ("smollm3", "attention_bias", True, r"biases of q, k and v \(attention_bias\)"),
+    ("granite", "rms_norm_eps", 1e-3, None),
+    ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, r"rotations \(rope_scaling\)"),
+]
+"""A case, one key of its config.json and another value, and what of it a GGUF file can't say, if anything."""
 OTHERWISE_IN_LLAMA_CPP = {
     "llama, weighed yarn": "it does not read the factor of YaRN's temperature",
     "mistral": "it ignores the window of this architecture",
@@ -80,3 +92,25 @@ def test_llama_cpp_agrees(case: str, saved: Saved, path: Path) -> None:
 def test_what_gguf_has_no_key_for_is_refused(case: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=f"about {what}"):
         written(make(case, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value", "message"), ONE_KEY, ids=[f"{case}, {key}" for case, key, *_ in ONE_KEY]
+)
+def test_a_refusal_names_the_key(
+    case: str, key: str, value: object, message: str | None, tmp_path: Path
+) -> None:
+    saved = make(case, tmp_path)
+    values = saved.config | {key: value}
+    if key == "rope_scaling":
+        del values["rope_parameters"]
+    config = Config(values, saved.arrays.__contains__)
+    family = family_of_config(values)
+    spec = family.from_config(config)
+    stored = {name: packed(name, array) for name, array in saved.arrays.items()}
+    tensors = family.folder_parameters(spec, stored)
+    if message is None:
+        gguf_of_folder(family, spec, config, tensors)
+        return
+    with pytest.raises(UnsupportedError, match=message):
+        gguf_of_folder(family, spec, config, tensors)

@@ -116,6 +116,16 @@ def test_equal_logits_rank_by_id_and_top_k_cuts_among_them() -> None:
     assert top_k(np.array([1, 5, 5, 5, 0], dtype=np.float32), None).tolist() == [1, 2, 3, 0, 4]
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000, 5000])
+@pytest.mark.parametrize("k", [1, 2, 15, 16, 70, 900, 6000])
+def test_top_k_is_a_stable_sort_cut_off(size: int, k: int) -> None:
+    rng = np.random.default_rng(size * k)
+    for logits in (rng.standard_normal(size), rng.integers(-9, 9, size), np.sort(rng.standard_normal(size))):
+        logits = logits.astype(np.float32)
+        logits[rng.integers(0, size, size // 8)] = -np.inf
+        assert top_k(logits, k).tolist() == np.argsort(-logits, kind="stable")[:k].tolist()
+
+
 @pytest.mark.parametrize(("p", "kept"), [(0.4, 1), (0.51, 2), (0.76, 3), (1.0, 4), (0.0, 1)])
 def test_top_p_keeps_the_token_that_crosses_the_line(p: float, kept: int) -> None:
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))

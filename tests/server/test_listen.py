@@ -1,7 +1,6 @@
 """Sockets and signals: slow and broken requests, the end of the server, addresses that are taken."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -73,10 +72,8 @@ def test_a_request_that_does_not_arrive_is_given_up(quick, pieces):
 
 
 def test_a_drip_of_bytes_does_not_keep_a_connection(quick):
-    began = time.monotonic()
-    with contextlib.suppress(ConnectionError):
+    with pytest.raises(ConnectionError):  # all thousand bytes would take twenty seconds
         run(said(quick, *(b"x" for _ in range(1000)), pause_s=0.02))
-    assert time.monotonic() - began < 15, "the thousand bytes would have taken 20 seconds"
 
 
 BROKEN = {

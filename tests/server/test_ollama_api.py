@@ -244,7 +244,8 @@ def test_think_false_reaches_the_template():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "model is missing."),
+        ({}, "model is required"),
+        ({"model": None}, "model is required"),
         ({"model": ""}, "model is required"),
         ({"model": 3}, "model is 3; expected a text."),
         (chat(messages="hi"), "messages is not a list of messages."),

@@ -1,7 +1,6 @@
 """Hostile names, digests and bodies at every endpoint: never a failure, and nothing outside the store."""
 
 import os
-import random
 from urllib.parse import quote
 
 import httpx
@@ -106,38 +105,6 @@ def test_no_digest_reaches_out_of_the_store(web, place, digest):
         assert 400 <= reply.status_code < 500, reply.text
     reply = web.post("/api/create", json={"model": "fine", "files": {"a.gguf": digest}, "stream": False})
     assert reply.status_code == 400
-    assert snapshot(place) == before
-
-
-def test_thousands_of_random_names_do_no_harm(web, place):
-    chance = random.Random(11)
-    pieces = [
-        "..",
-        "/",
-        "\\",
-        ":",
-        "%2e",
-        "a",
-        "B",
-        "~",
-        "\x00",
-        "\n",
-        "é",
-        "\u202e",
-        ".",
-        "-",
-        "con",
-        "hf.co",
-        "@",
-    ]
-    before = snapshot(place)
-    for _ in range(120):
-        name = "".join(chance.choices(pieces, k=chance.randint(1, 12)))
-        for path in ("/api/show", "/api/copy"):
-            body = {"source": name, "destination": name} if path == "/api/copy" else {"model": name}
-            assert 400 <= web.post(path, json=body).status_code < 500
-        reply = web.request("DELETE", "/api/delete", json={"model": name})
-        assert 400 <= reply.status_code < 500
     assert snapshot(place) == before
 
 

@@ -9,6 +9,7 @@ import ollama
 import pytest
 
 from hub_server import LocalHub
+from nanollama.formats.gguf_values import Typed, ValueType
 from nanollama.formats.gguf_write import write_gguf
 from nanollama.quant.formats import FORMATS
 from nanollama.server.settings import ServerSettings
@@ -24,8 +25,10 @@ from server.worlds import LiveServer
 METADATA = {
     "general.architecture": "llama",
     "general.basename": "toy",
+    "general.tags": ["a", "b"],
     "llama.context_length": 512,
     "llama.embedding_length": 32,
+    "general.file_type": Typed(ValueType.UINT32, 15),
     "tokenizer.chat_template": "{{ messages[0].content }}",
     "tokenizer.ggml.tokens": [f"t{n}" for n in range(100)],
 }
@@ -107,15 +110,22 @@ def test_a_pulled_model_is_described(client, toy):
     client.pull("toy:1b")
     (model,) = client.list().models
     assert model.digest == toy[1].removeprefix("sha256:")
-    assert (model.details.family, model.details.quantization_level) == ("llama", "F32")
+    assert (model.details.family, model.details.quantization_level) == ("llama", "Q4_K_M")
     assert model.details.parameter_size == "256"
     shown = client.show("toy:1b")
     assert shown.modelinfo["general.architecture"] == "llama"
     assert shown.modelinfo["general.basename"] == "toy"
     assert shown.modelinfo["llama.context_length"] == 512
-    assert shown.modelinfo["tokenizer.ggml.tokens"] is None, "long lists only for those who ask for them"
+    assert shown.modelinfo["tokenizer.ggml.tokens"] == [], "long lists only for those who ask for them"
+    assert shown.modelinfo["general.tags"] == ["a", "b"]
     assert shown.template == METADATA["tokenizer.chat_template"]
     assert shown.license == "MIT"
+
+
+def test_the_newest_model_is_listed_first(client):
+    client.pull("toy:1b")
+    client.create("newer", from_="toy:1b")
+    assert [model.model for model in client.list().models] == ["newer:latest", "toy:1b"]
 
 
 @pytest.mark.parametrize("target", ["none", "https://evil.example/model.gguf", "http://127.0.0.1:1/x.gguf"])
@@ -219,6 +229,7 @@ def test_an_upload_that_is_no_model_is_refused_when_one_is_to_be_made_of_it(live
         client.create("mine", files={"mine.gguf": digest})
     assert str(live.store.root) not in refused.value.error
     assert names(client) == []
+    assert not (live.store.root / "library").exists(), "it left no folder either"
 
 
 def test_an_upload_may_be_larger_than_a_request(live, client):

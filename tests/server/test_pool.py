@@ -206,7 +206,7 @@ def test_health_goes_from_loading_to_ready():
     run(main())
 
 
-def test_health_says_when_the_served_model_could_not_be_loaded():
+def test_health_and_the_log_say_when_the_served_model_could_not_be_loaded(caplog):
     async def main():
         source = ScriptedSource()
         source.errors["scripted"] = FormatError("truncated")
@@ -220,6 +220,7 @@ def test_health_says_when_the_served_model_could_not_be_loaded():
             reply = await client.post("/v1/completions", json={"model": "scripted", "prompt": "x"})
             assert reply.status_code == 503
             assert int(reply.headers["retry-after"]) > 0
+        assert caplog.messages == ["The model scripted could not be loaded: truncated"]
 
     run(main())
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import models
 from nanollama.store.names import ModelName
-from nanollama.store.store import Store, is_complete
+from nanollama.store.registry import is_complete
+from nanollama.store.store import Store
 
 KILLS = 100
 

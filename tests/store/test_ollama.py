@@ -12,7 +12,8 @@ from nanollama.store.imports import Imported, Skipped
 from nanollama.store.names import ModelName
 from nanollama.store.ollama import default_folder, ollama_models
 from nanollama.store.recipe import Recipe
-from nanollama.store.store import Store, is_complete
+from nanollama.store.registry import is_complete
+from nanollama.store.store import Store
 from nanollama.types import Message
 
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}

@@ -60,7 +60,9 @@ def test_a_store_that_can_not_be_written_is_one_sentence(make_store):
     store = make_store()
     store.root.parent.mkdir(exist_ok=True)
     store.root.write_bytes(b"a file where the folder should be")
-    with pytest.raises(DownloadError, match=r"could not be written .* set XDG_DATA_HOME to another folder"):
+    with pytest.raises(
+        DownloadError, match=r"could not be written .* set NANOLLAMA_MODELS to another folder"
+    ):
         store.pull("toy:1b")
 
 

@@ -231,3 +231,14 @@ def test_processes_that_change_it_take_turns(registry, tmp_path):
     workers = [subprocess.Popen([*arguments, name, path]) for name in "abc"]
     assert [worker.wait(60) for worker in workers] == [0, 0, 0]
     assert len(registry.read().records) == 75
+
+
+def test_each_damaged_register_is_kept_beside_those_before(registry, tmp_path):
+    first = record_for(make_gguf(tmp_path / "a.gguf"), "a")
+    for number in range(3):
+        save(registry, first)
+        registry.path.write_bytes(b"damage %d" % number)
+        save(registry, record_for(first.path, f"b{number}"))
+    kept = sorted(path.name for path in registry.root.glob("*.damaged*"))
+    assert kept == ["models.json.damaged", "models.json.damaged-2", "models.json.damaged-3"]
+    assert [(registry.root / name).read_bytes()[-1:] for name in kept] == [b"0", b"1", b"2"]

@@ -1,8 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 
+from models import make_gguf
 from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError, UsageError
+from nanollama.store.fetch import Fetcher, FetchSettings
 from nanollama.store.names import ModelName
 from nanollama.store.store import Store, default_root, locate
 
@@ -210,3 +213,36 @@ def test_a_name_with_a_host_never_means_a_file_of_the_store(make_store):
     store = make_store()
     store.pull("toy:1b")
     assert store.find(ModelName.parse("hub.example.org/library/toy:1b")) is None
+
+
+def test_the_store_lies_where_its_variable_says_and_not_in_the_folder_of_ollama(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("OLLAMA_MODELS", "/ollama")
+    assert default_root() == Path("/data/nanollama/models")
+    monkeypatch.setenv("NANOLLAMA_MODELS", "~/mine")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_root() == Path("/home/me/mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NANOLLAMA_MODELS", "here")
+    assert default_root() == tmp_path / "here"
+
+
+@pytest.mark.parametrize("way", ["../b/m.gguf", "../b/../b/m.gguf", "link/../b/m.gguf"])
+def test_a_path_that_leads_upwards_is_registered_as_what_it_means(way, tmp_path, monkeypatch):
+    there = make_gguf(tmp_path / "b/m.gguf")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a/link").symlink_to(tmp_path / "c")
+    monkeypatch.chdir(tmp_path / "a")
+    store = Store(tmp_path / "store", catalogue=())
+    assert store.import_path(way).path == there
+    assert [record.path for record in store.list()] == [there], "the register was read again"
+
+
+@pytest.mark.parametrize("name", ["nomic-embed-text", "all-minilm:22m"])
+def test_a_model_that_computes_embeddings_is_refused_before_anything_is_fetched(name, hub, tmp_path):
+    store = Store(tmp_path / "models", Fetcher(FetchSettings(endpoint=hub.url)))
+    for way in (store.pull, store.locate, lambda text: store.locate(text, fetch=False)):
+        with pytest.raises(UnsupportedError, match="computes embeddings, which nanollama can't do"):
+            way(name)
+    assert hub.requests == []

@@ -95,7 +95,8 @@ def test_no_mixture_of_pieces_becomes_a_control_token(template: ChatTemplate, co
 def test_templates_that_do_not_look_into_messages_refuse_none(
     template: ChatTemplate, contents: list[str]
 ) -> None:
-    template.render([Message("user", content) for content in contents], control_tokens=CHATML_TOKENS)
+    prompt = template.render([Message("user", content) for content in contents], control_tokens=CHATML_TOKENS)
+    assert all(content.strip() in prompt.text for content in contents)
 
 
 def test_tools_and_their_names_are_outside_too() -> None:

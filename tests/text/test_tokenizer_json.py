@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from nanollama.errors import FormatError, ModelNotFoundError, NanollamaError, UnsupportedError
+from nanollama.errors import FormatError, NanollamaError, UnsupportedError
 from nanollama.formats.gguf import GGUFFile
 from nanollama.text.pretokenizers import TABLE
 from nanollama.text.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def saved(library: Library, folder: Path, config: dict[str, Any] | None = None) 
     library.save(str(path))
     if config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.from_file(path)
+    return Tokenizer.from_folder(path.parent)
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "deepseek-coder"])
@@ -195,7 +195,8 @@ def bpe(vocab: dict[str, int], merges: list[Any]) -> dict[str, Any]:
     ("change", "error", "message"),
     [
         ({"model": None}, FormatError, "model in tokenizer.json is None; expected an object"),
-        ({"model": {"type": "Unigram", "vocab": []}}, UnsupportedError, "is 'Unigram'"),
+        ({"model": {"type": "Unigram", "vocab": []}}, FormatError, "expected a list of pieces"),
+        ({"model": {"type": "WordLevel", "vocab": {}}}, UnsupportedError, "is 'WordLevel'"),
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, FormatError, "is empty"),
         ({"model": {"type": "BPE", "vocab": {"a": 2**40}, "merges": []}}, FormatError, "is 1099511627776"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, FormatError, "id of 'a' .* is -1"),
@@ -218,7 +219,7 @@ def test_a_malformed_file_is_refused_by_name(
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(spec))
     with pytest.raises(error, match=message):
-        Tokenizer.from_file(path)
+        Tokenizer.from_folder(path.parent)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000])
@@ -226,12 +227,7 @@ def test_what_is_not_a_json_object_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(FormatError, match=r"tokenizer.json"):
-        Tokenizer.from_file(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no file .*tokenizer\.json"):
-        Tokenizer.from_file(tmp_path / "tokenizer.json")
+        Tokenizer.from_folder(path.parent)
 
 
 def test_a_token_that_the_configuration_names_must_be_in_the_vocabulary(tmp_path: Path) -> None:
@@ -266,6 +262,6 @@ def test_a_file_with_any_value_exchanged_is_read_or_refused(tmp_path: Path, meta
                 container[key] = copy.deepcopy(chance.choice(strange))
         path.write_text(json.dumps(spec))
         try:
-            Tokenizer.from_file(path).encode("ab a <s> é", add_special=True, parse_special=True)
+            Tokenizer.from_folder(path.parent).encode("ab a <s> é", add_special=True, parse_special=True)
         except NanollamaError:
             continue

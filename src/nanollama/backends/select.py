@@ -8,7 +8,7 @@ could not be built; then a notice says so.
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanollama.backends.ops import Backend
@@ -18,6 +18,9 @@ from nanollama.model.spec import ModelSpec
 from nanollama.types import BACKENDS, DEVICES, DTYPES
 
 DEFAULT_DTYPES = {"cpu": "float32", "cuda": "bfloat16", "mps": "float16"}
+
+THREADS_PER_PROCESSOR = 8
+"""More threads than that only wait for one another: a thousand on two processors take seconds for a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,16 @@ class BackendChoice:
 
 @dataclass(frozen=True, slots=True)
 class LoadedBackend:
-    """A backend ready to run, and what it is: ``dtype`` is ``as stored`` on the native one."""
+    """A backend, and what it is: ``dtype`` is ``as stored`` on the native one.
+
+    Its weights may still be on their way in: ``finish`` returns when they are, and a step waits for them too.
+    """
 
     backend: Backend
     name: str
     device: str
     dtype: str
+    finish: Callable[[], None] = lambda: None
 
 
 def load_backend(
@@ -97,7 +104,7 @@ def load_backend(
     )
     if wants_native:
         try:
-            return _load_native(choice, spec, tensors, cache_tokens)
+            return _load_native(choice, spec, tensors, cache_tokens, notice)
         except (BackendError, UnsupportedError) as error:
             if choice.backend == "native":
                 raise
@@ -107,9 +114,8 @@ def load_backend(
 
 def physical_cores() -> int:
     """Cores this process may use, not counting a second thread of the same core."""
-    usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
     siblings = set()
-    for cpu in usable:
+    for cpu in _processors():
         try:
             with open(
                 f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii"
@@ -120,8 +126,31 @@ def physical_cores() -> int:
     return max(1, len(siblings))
 
 
+def thread_count(wanted: int | None, notice: Callable[[str], None] = lambda text: None) -> int:
+    """The threads that compute on the CPU: ``wanted``, or one for each physical core.
+
+    ``notice`` is told where that is cut to ``THREADS_PER_PROCESSOR``.
+    """
+    if wanted is None:
+        return physical_cores()
+    processors = _processors()
+    most = THREADS_PER_PROCESSOR * len(processors)
+    if wanted > most:
+        notice(f"{wanted} threads would wait for one another on {len(processors)} processors: using {most}")
+    return min(wanted, most)
+
+
+def _processors() -> Sequence[int]:
+    """The numbers of the processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else range(os.cpu_count() or 1)
+
+
 def _load_native(
-    choice: BackendChoice, spec: ModelSpec, tensors: Mapping[str, PackedTensor], cache_tokens: int
+    choice: BackendChoice,
+    spec: ModelSpec,
+    tensors: Mapping[str, PackedTensor],
+    cache_tokens: int,
+    notice: Callable[[str], None],
 ) -> LoadedBackend:
     from nanollama.backends.native.backend import NativeBackend, check_supported
     from nanollama.backends.native.library import Library
@@ -132,10 +161,10 @@ def _load_native(
         spec,
         tensors,
         library=Library(find_library()),
-        threads=choice.threads or physical_cores(),
+        threads=thread_count(choice.threads, notice),
         cache_tokens=cache_tokens,
     )
-    return LoadedBackend(backend, "native", "cpu", "as stored")
+    return LoadedBackend(backend, "native", "cpu", "as stored", backend.finish_loading)
 
 
 def _load_torch(
@@ -152,7 +181,7 @@ def _load_torch(
     device = choose_device(choice.device)
     dtype = choice.dtype or DEFAULT_DTYPES[device]
     if choice.threads is not None:
-        torch.set_num_threads(choice.threads)
+        torch.set_num_threads(thread_count(choice.threads, notice))
     backend = TorchBackend(
         spec,
         tensors,

@@ -37,9 +37,8 @@ def attend_to_cache(
     k and v ``[count, kv heads, tokens, head_dim]``."""
     count, kv_heads, _, dim = k.shape
     shared = attention.num_heads // kv_heads
-    q = q.view(count, -1, kv_heads, shared, dim).transpose(
-        1, 2
-    )  # [count, kv heads, length, shared, head_dim]
+    # [count, kv heads, length, shared, head_dim]
+    q = q.view(count, -1, kv_heads, shared, dim).transpose(1, 2)
     rows = q.reshape(count, kv_heads, -1, dim)
     if sinks is None and attention.softcap is None:
         out = functional.scaled_dot_product_attention(rows, k, v, view.mask, scale=attention.scale)

@@ -107,7 +107,7 @@ class TorchBackend:
         return both[0].astype(np.int64), both[1].astype(np.float32)
 
     def close(self) -> None:
-        """Release the weights and the cache."""
+        """Release the weights and the cache. Closing twice is no error, a step afterwards is one."""
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_logits", None)
 

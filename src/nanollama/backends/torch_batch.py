@@ -20,7 +20,7 @@ MIN_BLOCKS = 8
 """Steps are padded to no fewer blocks of the cache."""
 
 Windows = tuple[int | None, ...]
-Turn = tuple[Tensor, Tensor]
+Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,19 @@ class Group:
 
 
 class TorchBatch:
-    """The step on the device. ``turns`` are cosine and sine of each rotation at the step's positions."""
+    """The step on the device. ``rotations`` are cosine and sine of each rotation at the step's positions."""
 
     def __init__(
         self,
         shape: StepShape,
         data: Tensor,
-        turns: Mapping[int, Turn],
+        rotations: Mapping[int, Rotation],
         layout: "Layout",
         mask_dtype: torch.dtype,
     ) -> None:
         parts = iter(data.split(shape.lengths()))
         self.token_ids, positions, self.slots, self.rows = (next(parts) for _ in range(4))
-        self.turns = {key: (cos[positions], sin[positions]) for key, (cos, sin) in turns.items()}
+        self.rotations = {key: (cos[positions], sin[positions]) for key, (cos, sin) in rotations.items()}
         groups, first = [], 0
         for group in shape.groups:
             where = positions[first : first + group.rows].view(group.count, group.length)
@@ -125,10 +125,10 @@ def _mask(
     return mask[:, None, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3)
 
 
-def turn_table(rope: RopeSpec, n_positions: int, device: torch.device) -> Turn:
+def rotation_table(rope: RopeSpec, n_positions: int, device: torch.device) -> Rotation:
     """Cosine and sine ``[positions, 1, dim / 2]`` of a rotation."""
-    speeds = torch.tensor(rope.frequencies, device=device)
-    angles = torch.outer(torch.arange(n_positions, device=device).float(), speeds)[:, None]
+    frequencies = torch.tensor(rope.frequencies, device=device)
+    angles = torch.outer(torch.arange(n_positions, device=device).float(), frequencies)[:, None]
     return angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
 
 

@@ -35,7 +35,7 @@ class TorchCache:
             (_zeros(shape, device, dtype), _zeros(shape, device, dtype)) for _ in range(num_layers)
         ]
 
-    def only(self, index: int) -> "TorchCache":
+    def one_layer(self, index: int) -> "TorchCache":
         """The cache of one layer, under the index 0."""
         one = copy(self)
         one.layers = [self.layers[index]]

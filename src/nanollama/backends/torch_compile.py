@@ -88,7 +88,7 @@ class CompiledModel:
         return step
 
     def _run(self, shape: StepShape, data: Tensor) -> Tensor:
-        ops = self._model.ops(shape, data, fixed=True)
+        ops = self._model.ops(shape, data, static_shapes=True)
         return forward(ops, self._model.spec, self._model.weights, self._run_layer)
 
     def _run_layer(
@@ -100,7 +100,7 @@ class CompiledModel:
         x: Tensor,
         index: int,
     ) -> Tensor:
-        out: Tensor = self._layer(ops.only(index), spec, layer, w, x)
+        out: Tensor = self._layer(ops.one_layer(index), spec, layer, w, x)
         return out
 
 

@@ -25,12 +25,12 @@ def _bits(packed: Tensor) -> Tensor:
     return torch.stack([packed >> place & 1 for place in range(8)], dim=-2)
 
 
-def _crumbs(packed: Tensor) -> Tensor:
+def _bit_pairs(packed: Tensor) -> Tensor:
     """``[..., m]`` bytes -> ``[..., 4 * m]`` codes of two bits, lowest first."""
     return torch.cat([packed >> place & 3 for place in range(0, 8, 2)], dim=-1)
 
 
-def _five(low: Tensor, high: Tensor) -> Tensor:
+def _five_bits(low: Tensor, high: Tensor) -> Tensor:
     """Nibbles ``[n, 16]`` and one more bit of each of 32 weights ``[n, 4]`` -> codes ``[n, 32]``."""
     return _nibbles(low) | _bits(high).transpose(-1, -2).flatten(1) << 4
 
@@ -44,11 +44,11 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
-    return (_five(blocks[:, 6:], blocks[:, 2:6]).float() - 16) * _half(blocks, 0)
+    return (_five_bits(blocks[:, 6:], blocks[:, 2:6]).float() - 16) * _half(blocks, 0)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
-    return _five(blocks[:, 8:], blocks[:, 4:8]).float() * _half(blocks, 0) + _half(blocks, 2)
+    return _five_bits(blocks[:, 8:], blocks[:, 4:8]).float() * _half(blocks, 0) + _half(blocks, 2)
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _q5_k(blocks: Tensor) -> Tensor:
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
-    high = _crumbs(blocks[:, 128:192].unflatten(1, (2, 32)))
+    high = _bit_pairs(blocks[:, 128:192].unflatten(1, (2, 32)))
     codes = _nibbles(blocks[:, :128].unflatten(1, (2, 64))) | high << 4
     scales = blocks[:, 192:208].view(torch.int8).float()
     return ((codes.view(-1, 16, 16).float() - 32) * (_half(blocks, 208) * scales)[..., None]).flatten(1)

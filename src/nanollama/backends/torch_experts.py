@@ -35,10 +35,13 @@ def mix(
     down: TorchWeight,
     gated: Gated,
     *,
-    fixed: bool,
+    static_shapes: bool,
 ) -> Tensor:
-    """The sum of each row's experts by their shares, float32; ``fixed`` sizes depend on no value."""
-    if not fixed:
+    """The sum of each row's experts by their shares, float32.
+
+    With ``static_shapes`` no size depends on a value that the device computes.
+    """
+    if not static_shapes:
         return _sorted(x, chosen, shares, gate_up, down, gated)
     if chosen.numel() <= gate_up.data.shape[0]:
         return _gathered(x, chosen, shares, gate_up, down, gated)

@@ -16,7 +16,7 @@ from nanollama.backends.torch_batch import (
     TorchBatch,
     grouped,
     on_device,
-    turn_table,
+    rotation_table,
 )
 from nanollama.backends.torch_cache import TorchCache
 from nanollama.backends.torch_ops import TorchOps
@@ -45,21 +45,21 @@ class TorchModel:
         self.layout = Layout(windows, spec.attention, cache.block_tokens, cache.num_blocks)
         ropes = {id(layer.rope): layer.rope for layer in spec.layers if layer.rope is not None}
         n_positions = cache.num_blocks * cache.block_tokens
-        self._turns = {key: turn_table(rope, n_positions, device) for key, rope in ropes.items()}
+        self._rotations = {key: rotation_table(rope, n_positions, device) for key, rope in ropes.items()}
 
     def logits(self, batch: ModelInput) -> Tensor:
         """The logits ``[len(batch.logit_rows), vocab]`` of one step."""
         groups = grouped(batch)
         shape = self.layout.shape_of(groups, len(batch.logit_rows))
-        ops = self.ops(shape, self.sent(batch, groups, shape), fixed=self.device.type != "cpu")
+        ops = self.ops(shape, self.sent(batch, groups, shape), static_shapes=self.device.type != "cpu")
         return forward(ops, self.spec, self.weights)
 
     def sent(self, batch: ModelInput, groups: Sequence[Sequence[Member]], shape: StepShape) -> Tensor:
         """The integers of a step, on their way to the device."""
         return on_device(self.layout.integers(batch, groups, shape), self.device)
 
-    def ops(self, shape: StepShape, data: Tensor, *, fixed: bool) -> TorchOps:
-        """The operations of a step of that shape; ``fixed`` as in TorchOps."""
+    def ops(self, shape: StepShape, data: Tensor, *, static_shapes: bool) -> TorchOps:
+        """The operations of a step of that shape; ``static_shapes`` as in TorchOps."""
         mask_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        batch = TorchBatch(shape, data, self._turns, self.layout, mask_dtype)
-        return TorchOps(batch, self.cache, self.dtype, fixed=fixed)
+        batch = TorchBatch(shape, data, self._rotations, self.layout, mask_dtype)
+        return TorchOps(batch, self.cache, self.dtype, static_shapes=static_shapes)

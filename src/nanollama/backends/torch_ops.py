@@ -23,18 +23,20 @@ SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 class TorchOps:
     """The operations of one step over one batch; made for the step and dropped after it.
 
-    ``fixed`` asks for operations whose sizes depend on no value that the device computes.
+    ``static_shapes`` asks for operations whose sizes depend on no value that the device computes.
     """
 
-    def __init__(self, batch: TorchBatch, cache: TorchCache, dtype: torch.dtype, *, fixed: bool) -> None:
+    def __init__(
+        self, batch: TorchBatch, cache: TorchCache, dtype: torch.dtype, *, static_shapes: bool
+    ) -> None:
         self.batch = batch
         self.cache = cache
         self.dtype = dtype
-        self.fixed = fixed
+        self.static_shapes = static_shapes
 
-    def only(self, index: int) -> "TorchOps":
+    def one_layer(self, index: int) -> "TorchOps":
         """The operations for one layer, whose index is then 0: so all layers look alike to a compiler."""
-        return TorchOps(self.batch, self.cache.only(index), self.dtype, fixed=self.fixed)
+        return TorchOps(self.batch, self.cache.one_layer(index), self.dtype, static_shapes=self.static_shapes)
 
     def embed(self, table: TorchWeight, scale: float | None) -> Tensor:
         x = table.lookup(self.batch.token_ids).float()
@@ -49,12 +51,12 @@ class TorchOps:
         return tuple(weight.multiplied(x.to(self.dtype)).split(weight.sizes, dim=-1))
 
     def rope(self, x: Tensor, rope: RopeSpec, head_dim: int) -> Tensor:
-        cos, sin = self.batch.turns[id(rope)]
+        cos, sin = self.batch.rotations[id(rope)]
         half = rope.dim // 2
         heads = x.float().unflatten(-1, (-1, head_dim))  # [n, heads, head_dim]
         left, right, rest = heads.split([half, half, head_dim - 2 * half], dim=-1)
-        turned = torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
-        return turned.flatten(-2).to(self.dtype)
+        rotated = torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
+        return rotated.flatten(-2).to(self.dtype)
 
     def attend(
         self,
@@ -111,7 +113,7 @@ class TorchOps:
 
         chosen, shares = torch_experts.choose(scores, experts)
         x = x.to(self.dtype)
-        out = torch_experts.mix(x, chosen, shares, gate_up, down, gated, fixed=self.fixed)
+        out = torch_experts.mix(x, chosen, shares, gate_up, down, gated, static_shapes=self.static_shapes)
         return out.to(self.dtype)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

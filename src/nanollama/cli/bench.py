@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nanollama.cli.options import CONTEXT, LOADING, MODEL_HELP, Setting, add_settings, choice, given, whole
+from nanollama.cli.options import CONTEXT, LOADING, Setting, add_settings, choice, given, whole
+from nanollama.cli.parsers import MODEL_HELP
 from nanollama.cli.run import load
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import UsageError
@@ -70,16 +71,27 @@ def bench_command(args: argparse.Namespace) -> int:
         raise UsageError("bench takes a MODEL or the --shape of one; nanollama bench --help shows how")
     if args.weights is not None and (args.shape is None or args.quantize is not None):
         raise UsageError("--weights is the type of the random weights of a --shape, without --quantize")
-    if "n_ctx" not in loading:
-        # A batch needs a cache for all its sequences, rounded up to whole blocks.
-        each = lengths["context"] + lengths["decode_tokens"] + 64
-        loading["n_ctx"] = max(lengths["prefill_tokens"], lengths["batch"] * each, 512)
+    loading |= room(lengths, loading.get("n_ctx"))
     terminal = Terminal(sys.stdout, sys.stderr)
     if args.shape is None:
         with load(args.model, loading, terminal) as llm:
             return report(Measured(llm.name, llm.loaded, llm.load_s), lengths, loading, args.json, terminal)
     with random_model(args.shape, args.weights, loading, terminal) as measured:
         return report(measured, lengths, loading, args.json, terminal)
+
+
+def room(lengths: Mapping[str, int], n_ctx: int | None) -> dict[str, int]:
+    """The context window for the longest sequence, and the cache for all of them, in whole blocks.
+
+    Raises:
+        UsageError: ``--ctx`` is given and too small.
+    """
+    longest = lengths["context"] + lengths["decode_tokens"]
+    needed = max(lengths["prefill_tokens"], longest)
+    if n_ctx is not None and n_ctx < needed:
+        raise UsageError(f"--ctx is {n_ctx} and what is to be measured takes {needed} tokens; leave it out")
+    cache = max(lengths["prefill_tokens"], lengths["batch"] * (longest + 64), 512)
+    return {"n_ctx": n_ctx or max(needed, 8), "cache_tokens": max(cache, n_ctx or 0)}
 
 
 @contextmanager
@@ -104,7 +116,10 @@ def random_model(
     with terminal.status(f"Making the weights of {shape} …"):
         start = time.perf_counter()
         tensors = random_tensors(spec, packed)
-        loaded = load_backend(choice, spec, tensors, cache_tokens=loading["n_ctx"], notice=terminal.interrupt)
+        loaded = load_backend(
+            choice, spec, tensors, cache_tokens=loading["cache_tokens"], notice=terminal.interrupt
+        )
+        loaded.finish()
         load_s = time.perf_counter() - start
     try:
         yield Measured(f"{shape}, random {packed}", loaded, load_s)
@@ -120,11 +135,11 @@ def report(
     terminal: Terminal,
 ) -> int:
     """Measure, and print the figures."""
-    from nanollama.backends.select import physical_cores
+    from nanollama.backends.select import thread_count
     from nanollama.measure import machine_bounds, measure_speed, peak_rss_mb
 
     loaded, backend = measured.loaded, measured.loaded.backend
-    threads = loading.get("threads") or physical_cores()
+    threads = thread_count(loading.get("threads"))
     with terminal.status("Measuring …"):
         speed = measure_speed(backend, **lengths)
         rss_mb = peak_rss_mb()  # before the memory that measuring the bounds takes
@@ -138,7 +153,9 @@ def report(
         "context": lengths["context"],
         "batch": lengths["batch"],
         "threads": threads,
-        "backend": f"{loaded.name} {loaded.device} {loaded.dtype}",
+        "backend": loaded.name,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
         "read_gb_s": round(bounds.read_gb_s, 1),
         "decode_bandwidth_share": round(bounds.decode_share(speed, backend, lengths["batch"]), 3),
         "mac_rate": round(bounds.mac_rate),
@@ -155,7 +172,8 @@ def described(facts: dict[str, Any]) -> str:
     together = f", {facts['batch']} sequences together" if facts["batch"] > 1 else ""
     return "\n".join(
         [
-            f"{facts['model']} on {facts['backend']}, {facts['threads']} threads",
+            f"{facts['model']} on {facts['backend']} {facts['device']} {facts['dtype']}, "
+            f"{facts['threads']} threads",
             f"prefill  {facts['prefill_tok_s']:9.1f} tok/s   ({facts['prefill_tokens']} tokens)",
             f"decode   {facts['decode_tok_s']:9.1f} tok/s   ({facts['decode_tokens']} tokens after "
             f"{facts['context']}{together})",

@@ -6,9 +6,10 @@ The scripts know the commands and options as they are now, and ask ``nanollama l
 import argparse
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
+
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 EXAMPLES = """\
 To have it in every new shell:
@@ -17,8 +18,26 @@ To have it in every new shell:
   fish   nanollama completion fish > ~/.config/fish/completions/nanollama.fish
 """
 
-TAKES_MODELS = ("run", "show", "rm", "cp", "path", "verify", "pull", "serve", "bench", "stop", "perplexity")
+TAKES_MODELS = (
+    *(
+        "run",
+        "show",
+        "rm",
+        "cp",
+        "path",
+        "verify",
+        "pull",
+        "serve",
+        "bench",
+        "stop",
+        "perplexity",
+        "quantize",
+    ),
+)
 """Commands whose words are names of models."""
+
+TAKES_FILES = ("run", "show", "pull", "serve", "bench", "perplexity", "quantize", "import", "create")
+"""Commands whose words, or the values of whose options, are paths."""
 
 _BASH = """\
 _nanollama() {
@@ -63,25 +82,34 @@ _nanollama() {
             @models@) found=(${(f)"$(nanollama list --names 2>/dev/null)"}) ;;
             completion) found=(bash zsh fish) ;;
         esac
+        case $words[2] in
+            @files@) _files ;;
+        esac
     fi
     (( $#found )) && compadd -a found
-    [[ $words[CURRENT] == */* || $words[CURRENT] == .* ]] && _files
 }
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
-compdef _nanollama nanollama
+if [[ $funcstack[1] == _nanollama ]]; then  # loaded by the first completion, from a file in fpath
+    _nanollama
+else
+    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+    compdef _nanollama nanollama
+fi
+"""
+
+_FISH = """\
+function __nanollama_command
+    set -l words (commandline -opc)
+    test (count $words) -ge 2; and contains -- $words[2] $argv
+end
 """
 
 
 def add_completion_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama completion`` to the command line."""
-    parser = subparsers.add_parser(
-        "completion",
-        help="print a script that completes commands and names in a shell",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    help = "print a script that completes commands and names in a shell"
+    parser = add_command(subparsers, "completion", completion_command, help, examples=EXAMPLES)
     parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-    parser.set_defaults(handler=completion_command, commands=lambda: options_of(subparsers))
+    parser.set_defaults(commands=lambda: options_of(subparsers))
 
 
 def completion_command(args: argparse.Namespace) -> int:
@@ -101,26 +129,31 @@ def options_of(subparsers: "Subparsers") -> dict[str, list[str]]:
 def script(shell: str, commands: dict[str, list[str]]) -> str:
     """The completion script of ``shell`` for ``commands`` with their options."""
     models = [name for name in TAKES_MODELS if name in commands]
+    files = [name for name in TAKES_FILES if name in commands]
     if shell == "fish":
-        return _fish(commands, models)
+        return _fish(commands, models, files)
     text, pattern = (_BASH, '{}) found="{}" ;;') if shell == "bash" else (_ZSH, "{}) found=({}) ;;")
     cases = [" " * 12 + pattern.format(name, " ".join(options)) for name, options in commands.items()]
     for mark, value in (
         ("@commands@", " ".join(commands)),
         ("@options@", "\n".join(cases)),
         ("@models@", "|".join(models)),
+        ("@files@", "|".join(files)),
     ):
         text = text.replace(mark, value)
     return text
 
 
-def _fish(commands: dict[str, list[str]], models: list[str]) -> str:
+def _fish(commands: dict[str, list[str]], models: list[str], files: list[str]) -> str:
     begin = "complete -c nanollama"
+
+    def after(*names: str) -> str:
+        return f"{begin} -n '__nanollama_command {' '.join(names)}'"
+
     lines = [f"{begin} -n __fish_use_subcommand -f -a '{' '.join(commands)}'"]
+    lines.append(f"{after(*(name for name in commands if name not in files))} -f")
     for name, options in commands.items():
-        seen = f"-n '__fish_seen_subcommand_from {name}'"
-        lines += [f"{begin} {seen} -l {option.removeprefix('--')}" for option in options]
-    seen = f"-n '__fish_seen_subcommand_from {' '.join(models)}'"
-    lines.append(f"{begin} {seen} -a '(nanollama list --names 2>/dev/null)'")
-    lines.append(f"{begin} -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish'")
-    return "\n".join(lines) + "\n"
+        lines += [f"{after(name)} -l {option.removeprefix('--')}" for option in options]
+    lines.append(f"{after(*models)} -a '(nanollama list --names 2>/dev/null)'")
+    lines.append(f"{after('completion')} -a 'bash zsh fish'")
+    return _FISH + "\n".join(lines) + "\n"

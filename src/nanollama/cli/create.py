@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
 from nanollama.errors import UsageError
 
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 MAX_BYTES = 16 << 20
 """Longest Modelfile; licences are what is long in them."""
@@ -27,12 +27,8 @@ FROM takes a name, a .gguf file or a folder of safetensors, relative to the Mode
 
 def add_create_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama create`` to the command line."""
-    parser = subparsers.add_parser(
-        "create",
-        help="make a model from a Modelfile",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    help = "make a model from a Modelfile"
+    parser = add_command(subparsers, "create", create_command, help, examples=EXAMPLE)
     parser.add_argument("name", metavar="NAME", help="what the model is to be called")
     parser.add_argument(
         "-f",
@@ -44,7 +40,6 @@ def add_create_parser(subparsers: "Subparsers") -> None:
     parser.add_argument(
         "-q", "--quantize", metavar="TYPE", help="write the weights in a smaller type, such as q4_K_M or q8_0"
     )
-    parser.set_defaults(handler=create_command)
 
 
 def create_command(args: argparse.Namespace) -> int:
@@ -60,7 +55,7 @@ def create_command(args: argparse.Namespace) -> int:
     if args.quantize is not None:
         file_type(args.quantize)
     modelfile = parse(decode(_read(args.file)))
-    folder = Path() if args.file == "-" else Path(args.file).parent
+    folder = Path(args.file).parent if Path(args.file).is_file() else Path()  # a pipe lies nowhere
     base = base_of(modelfile.from_, folder)
     recipe = replace(modelfile.recipe, adapters=adapters_of(modelfile.recipe, folder))
     bar, store = ProgressBar(), Store()

@@ -4,33 +4,33 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
 from nanollama.errors import NanollamaError
 from nanollama.store.names import ModelName
 
 if TYPE_CHECKING:
-    from nanollama.store.verify import Verification
-
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
+    from nanollama.store.verify import Known, Verification
 
 
 def add_du_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama du`` to the command line."""
-    parser = subparsers.add_parser("du", help="show what the models take up on the disk")
-    parser.set_defaults(handler=du_command)
+    add_command(subparsers, "du", du_command, "show what the models take up on the disk")
 
 
 def add_verify_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama verify`` to the command line."""
-    parser = subparsers.add_parser("verify", help="compare the files of models with their digests")
+    help = "compare the files of models with their digests"
+    parser = add_command(subparsers, "verify", verify_command, help)
     parser.add_argument("models", metavar="MODEL", nargs="*", help="names; without one, all models")
     parser.add_argument("--repair", action="store_true", help="fetch again what is missing or damaged")
-    parser.set_defaults(handler=verify_command)
 
 
 def du_command(args: argparse.Namespace) -> int:
     """Prints the bytes of each model, of what belongs to none, and the totals."""
-    from nanollama.cli.models import open_store, size_text, table
+    from nanollama.cli.models import open_store
+    from nanollama.cli.terminal import table
+    from nanollama.units import size_text
 
     store = open_store()
     usage = store.usage()
@@ -54,11 +54,12 @@ def verify_command(args: argparse.Namespace) -> int:
     from nanollama.cli.progress import ProgressBar
 
     store, bar, code = open_store(), ProgressBar(), 0
+    known: Known = {}
     state = store.state()
     for text in args.models or sorted([*map(str, state.records), *state.unreadable]):
         try:
             name = ModelName.parse(text)
-            found = store.verify(name, repair=args.repair, progress=bar)
+            found = store.verify(name, repair=args.repair, progress=bar, known=known)
         except NanollamaError as error:
             print(f"nanollama: error: {error}", file=sys.stderr)
             code = max(code, error.exit_code)

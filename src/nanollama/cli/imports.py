@@ -5,16 +5,15 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
 from nanollama.errors import NanollamaError, UsageError
 from nanollama.store.files import expanded
 from nanollama.store.names import ModelName
 
 if TYPE_CHECKING:
+    from nanollama.cli.parsers import Subparsers
     from nanollama.store.imports import Imported, Skipped
     from nanollama.store.store import Store
-
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXAMPLES = """\
 examples:
@@ -27,18 +26,13 @@ examples:
 
 def add_import_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama import`` to the command line."""
-    parser = subparsers.add_parser(
-        "import",
-        help="register models that are on this machine already, without a copy",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    help = "register models that are on this machine already, without a copy"
+    parser = add_command(subparsers, "import", import_command, help, examples=EXAMPLES)
     parser.add_argument("what", metavar="PATH", help="a .gguf file, a checkpoint folder, ollama or hf")
     parser.add_argument("--name", help="the name to give it (one like that of the file)")
     parser.add_argument(
         "--from", metavar="DIR", dest="folder", help="where Ollama or the cache keeps its models"
     )
-    parser.set_defaults(handler=import_command)
 
 
 def import_command(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from nanollama.cli.options import did_you_mean
+from nanollama.cli.parsers import did_you_mean
 from nanollama.cli.terminal import harmless
 from nanollama.errors import NanollamaError, UsageError
 

@@ -6,48 +6,50 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from nanollama.cli.parsers import add_command
+from nanollama.cli.terminal import table
 from nanollama.errors import NanollamaError
 from nanollama.store.names import ModelName
 from nanollama.store.registry import Record
 from nanollama.store.store import Store
+from nanollama.units import age_text, size_text
 
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 
 def add_list_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama list`` to the command line."""
-    parser = subparsers.add_parser("list", help="show the models on this machine", aliases=["ls"])
+    help = "show the models on this machine"
+    parser = add_command(subparsers, "list", list_command, help, aliases=("ls",))
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of a table")
     parser.add_argument("--names", action="store_true", help=argparse.SUPPRESS)  # for shell completion
-    parser.set_defaults(handler=list_command)
 
 
 def add_rm_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama rm`` to the command line."""
-    parser = subparsers.add_parser("rm", help="remove models, and the files that were fetched for them")
+    help = "remove models, and the files that were fetched for them"
+    parser = add_command(subparsers, "rm", rm_command, help)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="the name of a model")
     parser.add_argument(
         "--delete-file", action="store_true", help="delete also a file that nanollama did not fetch"
     )
-    parser.set_defaults(handler=rm_command)
 
 
 def add_cp_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama cp`` to the command line."""
-    parser = subparsers.add_parser("cp", help="give a model a second name; its files are shared")
+    help = "give a model a second name; its files are shared"
+    parser = add_command(subparsers, "cp", cp_command, help)
     parser.add_argument("source", metavar="SRC", help="the name of a model")
     parser.add_argument("target", metavar="DST", help="the new name")
     parser.add_argument("--force", action="store_true", help="take the name from a model that has it")
-    parser.set_defaults(handler=cp_command)
 
 
 def add_path_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama path`` to the command line."""
-    parser = subparsers.add_parser("path", help="print where a model's file or folder lies")
+    help = "print where a model's file or folder lies"
+    parser = add_command(subparsers, "path", path_command, help)
     parser.add_argument("model", metavar="MODEL", help="the name of a model on this machine")
-    parser.set_defaults(handler=path_command)
 
 
 def open_store() -> Store:
@@ -110,15 +112,6 @@ def path_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """``rows`` in columns, four blanks apart; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
 def _as_json(record: Record) -> dict[str, Any]:
     return {
         "name": str(record.name),
@@ -131,22 +124,3 @@ def _as_json(record: Record) -> dict[str, Any]:
         "source": record.source,
         "parent": record.parent,
     }
-
-
-def size_text(size: int) -> str:
-    """``size`` bytes in powers of 1000, as disks are sold: ``98 MB``, ``1.3 GB``."""
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def age_text(seconds: float) -> str:
-    """``3 hours ago``, in the largest unit of which at least one has passed."""
-    units = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400))
-    for unit, length in (*units, ("hour", 3600), ("minute", 60), ("second", 1)):
-        if (count := int(seconds // length)) >= 1:
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "just now"

@@ -7,7 +7,7 @@ on, so that a model's own settings apply otherwise.
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -19,7 +19,6 @@ from nanollama.sampling.params import DEFAULTS, SETTINGS
 from nanollama.types import BACKENDS, DEVICES, DTYPES, ContextPolicy
 
 MAX_INT = 2**31
-MODEL_HELP = "a name, or the path of a .gguf file or a folder"
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 
@@ -204,14 +203,6 @@ def given(args: argparse.Namespace, settings: tuple[Setting, ...]) -> dict[str, 
     if len(values.get("stop") or ()) > MAX_STOPS:
         raise UsageError(f"--stop can be given {MAX_STOPS} times at most, not {len(values['stop'])} times")
     return {name: value for name, value in values.items() if value is not None}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A clause that names the one of ``known`` that ``word`` looks like, or nothing."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def merged(values: list[Any]) -> Any:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanollama.cli.options import LOADING, MODEL_HELP, Setting, add_settings, given, whole
+from nanollama.cli.options import LOADING, Setting, add_settings, given, whole
+from nanollama.cli.parsers import MODEL_HELP
 from nanollama.cli.progress import ProgressBar
 from nanollama.cli.run import load
 from nanollama.cli.terminal import Terminal

@@ -6,32 +6,31 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nanollama.cli.models import age_text, size_text, table
+from nanollama.cli.parsers import add_command
 from nanollama.cli.remote import add_server_option, modelfile_of, open_client, server_address
+from nanollama.cli.terminal import table
 from nanollama.client import Client, Running
 from nanollama.errors import ModelNotFoundError, NanollamaError
+from nanollama.units import age_text, size_text
 
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 _SERVER_HELP = "ask the server at ADDRESS (NANOLLAMA_HOST, else localhost:8000)"
 
 
 def add_ps_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama ps`` to the command line."""
-    parser = subparsers.add_parser("ps", help="show the models in the memory of a server")
+    parser = add_command(subparsers, "ps", ps_command, "show the models in the memory of a server")
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of a table")
     add_server_option(parser, _SERVER_HELP)
-    parser.set_defaults(handler=ps_command)
 
 
 def add_stop_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama stop`` to the command line."""
-    parser = subparsers.add_parser("stop", help="take a model out of the memory of a server")
+    parser = add_command(subparsers, "stop", stop_command, "take a model out of the memory of a server")
     parser.add_argument("model", metavar="MODEL", help="the name of a model, as ps shows it")
     add_server_option(parser, _SERVER_HELP)
-    parser.set_defaults(handler=stop_command)
 
 
 def ps_command(args: argparse.Namespace) -> int:

@@ -3,11 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
 from nanollama.errors import NanollamaError
 
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 EXAMPLES = """\
 examples:
@@ -21,19 +21,14 @@ HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the proxy variables are honoured.
 
 def add_pull_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama pull`` to the command line."""
-    parser = subparsers.add_parser(
-        "pull",
-        help="fetch models, or finish fetching them",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    help = "fetch models, or finish fetching them"
+    parser = add_command(subparsers, "pull", pull_command, help, examples=EXAMPLES)
     parser.add_argument(
         "models",
         metavar="MODEL",
         nargs="+",
         help="a name of the catalogue, hf.co/user/repo[:quantization], or the address of a .gguf file",
     )
-    parser.set_defaults(handler=pull_command)
 
 
 def pull_command(args: argparse.Namespace) -> int:

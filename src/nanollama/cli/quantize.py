@@ -9,7 +9,8 @@ from nanollama.cli.options import Setting, add_settings, choice, given
 from nanollama.cli.terminal import Terminal
 from nanollama.errors import UsageError
 from nanollama.quant.notices import check_room, loss_notice, misfit_notice
-from nanollama.quant.plan import ALIASES, FILE_TYPES, size_text
+from nanollama.quant.plan import ALIASES, FILE_TYPES
+from nanollama.units import size_text
 
 
 def _type_name(text: str) -> str:
@@ -38,15 +39,16 @@ def quantize_command(args: argparse.Namespace) -> int:
     wanted = given(args, (TYPE,)).get("type")
     if wanted is None:
         raise UsageError(f"--type is missing: give one of {', '.join(FILE_TYPES)}")
-    destination = checked_destination(Path(args.destination), force=args.force)
+    destination = Path(args.destination)
+    refuse_itself(Path(args.source), destination)  # first: another refusal would suggest --force
+    check_destination(destination, force=args.force)
 
     from nanollama.cli.progress import ProgressBar
     from nanollama.store.store import locate
 
     terminal = Terminal(sys.stdout, sys.stderr)
     path = locate(args.source, progress=ProgressBar()).path
-    if destination.exists() and destination.samefile(path):
-        raise UsageError(f"SRC and DST are both {destination}: give another DST")
+    refuse_itself(path, destination)
 
     from nanollama.model.gguf_export import opened_source
     from nanollama.quant.requantize import planned_bytes, requantize
@@ -67,12 +69,19 @@ def quantize_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def checked_destination(path: Path, *, force: bool) -> Path:
-    """``path`` if a file can be written there. Raises ``UsageError``."""
+def refuse_itself(source: Path, destination: Path) -> None:
+    """Raises ``UsageError`` where both are one file, by whatever path."""
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise UsageError(f"SRC and DST are both {destination}: give another DST")
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Raises ``UsageError`` unless a file can be written to ``path``."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give the path of the file to write")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder: create it, or write DST elsewhere")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is there and no regular file: give the path of the file to write")
     if path.exists() and not force:
         raise UsageError(f"{path} exists already: give another DST, or --force to replace it")
-    return path

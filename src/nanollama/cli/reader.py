@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 Reader = Callable[[], str]
 
+NO_HISTORY = ("NANOLLAMA_NOHISTORY", "OLLAMA_NOHISTORY")
+"""Variables that keep a session from writing down what was typed."""
+
+_NO = ("", "0", "false", "no", "off")
+
 PROMPT, CONTINUATION = ">>> ", "... "
 QUOTES = '"""'
 
@@ -108,9 +113,11 @@ def history_path() -> Path:
 
 
 def _history() -> "History":
-    """The history file, readable by its owner only, or memory where it cannot be written."""
+    """The history file, readable by its owner only, or memory where none is wanted or can be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    if any(os.environ.get(name, "").lower() not in _NO for name in NO_HISTORY):
+        return InMemoryHistory()
     try:
         path = history_path()
         path.parent.mkdir(parents=True, exist_ok=True)

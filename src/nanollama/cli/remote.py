@@ -12,17 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nanollama.cli.serve import KEY_VARIABLE
-from nanollama.cli.terminal import Terminal
-from nanollama.client import DEFAULT_PORT, Address, Client, Described
+from nanollama.client import DEFAULT_PORT, KEY_VARIABLE, OLLAMA_PORT, Address, Client, Described
 from nanollama.errors import NanollamaError, UsageError
-from nanollama.sampling.params import DEFAULTS, model_settings
-from nanollama.store.parameters import settings_of
-from nanollama.store.recipe import Recipe
-from nanollama.types import ContextPolicy, Message, TextEvent
 
 if TYPE_CHECKING:
+    from nanollama.cli.terminal import Terminal
     from nanollama.store.modelfile import Modelfile
+    from nanollama.store.recipe import Recipe
+    from nanollama.types import ContextPolicy, Message, TextEvent
 
 HOST_VARIABLE = "NANOLLAMA_HOST"
 OLLAMA_HOST_VARIABLE = "OLLAMA_HOST"
@@ -49,7 +46,7 @@ class Model(Protocol):
         ...
 
     @property
-    def recipe(self) -> Recipe: ...
+    def recipe(self) -> "Recipe": ...
 
     @property
     def has_template(self) -> bool: ...
@@ -66,7 +63,7 @@ class Model(Protocol):
     @property
     def load_s(self) -> float: ...
 
-    def events(self, prompt: str | Sequence[Message], **options: Any) -> Iterator[TextEvent]: ...
+    def events(self, prompt: "str | Sequence[Message]", **options: Any) -> Iterator["TextEvent"]: ...
 
 
 class RemoteModel:
@@ -78,6 +75,8 @@ class RemoteModel:
         Raises:
             NanollamaError: there is no server, or it can't load the model.
         """
+        from nanollama.store.recipe import Recipe
+
         described = client.show(name)
         start = time.perf_counter()
         client.load(name, n_ctx)
@@ -98,18 +97,20 @@ class RemoteModel:
 
     def events(
         self,
-        prompt: str | Sequence[Message],
+        prompt: "str | Sequence[Message]",
         *,
         system: str | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        context_policy: ContextPolicy = "drop_oldest",
+        context_policy: "ContextPolicy" = "drop_oldest",
         **sampling: Any,
-    ) -> Iterator[TextEvent]:
+    ) -> Iterator["TextEvent"]:
         """As ``LLM.events``, but for ``logit_bias``, which is refused.
 
         In a text, the server takes control tokens for what they are if the model has a template.
         """
+        from nanollama.types import Message
+
         check_options(sampling)
         options = {**self._defaults, **sampling}
         if options.get("seed") == -1:
@@ -143,13 +144,16 @@ def _defaults(described: Described, made: "Modelfile | None") -> dict[str, float
 
     Nothing where those aren't known: they would be overruled.
     """
+    from nanollama.sampling.params import DEFAULTS, model_settings
+    from nanollama.store.parameters import settings_of
+
     if made is None or described.format != "gguf":
         return {}
     own = {**model_settings(described.info), **settings_of(made.recipe.parameters).sampling}
     return {name: value for name, value in DEFAULTS.items() if name not in own}
 
 
-def connect(address: Address, model: str, n_ctx: int | None, terminal: Terminal) -> RemoteModel:
+def connect(address: Address, model: str, n_ctx: int | None, terminal: "Terminal") -> RemoteModel:
     """The model on a server, with a message while the server reads it."""
     client = open_client(address)
     with terminal.status(f"Loading {model} …"):
@@ -208,8 +212,6 @@ def with_address(argv: Sequence[str]) -> list[str]:
 
 def server_address(given: str, environ: Mapping[str, str]) -> Address:
     """The server that ``--server`` means: the address given, that of the environment, or the usual one."""
-    from nanollama.server.environment import OLLAMA_PORT
-
     for name, text, port in (
         ("--server", given, DEFAULT_PORT),
         (HOST_VARIABLE, environ.get(HOST_VARIABLE, ""), DEFAULT_PORT),

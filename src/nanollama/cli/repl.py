@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nanollama.cli.options import CONTEXT, GENERATION, LOADING, did_you_mean
+from nanollama.cli.options import CONTEXT, GENERATION, LOADING
+from nanollama.cli.parsers import did_you_mean
 from nanollama.cli.reader import Reader, unquoted
 from nanollama.cli.remote import Model
 from nanollama.cli.run import checked, short_name, show

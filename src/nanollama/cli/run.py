@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nanollama.cli.options import CONTEXT, GENERATION, LOADING, MODEL_HELP, add_settings, given
+from nanollama.cli.options import CONTEXT, GENERATION, LOADING, add_settings, given
+from nanollama.cli.parsers import MODEL_HELP
 from nanollama.cli.remote import (
     Model,
     add_server_option,

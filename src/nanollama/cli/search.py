@@ -4,26 +4,28 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from nanollama.cli.parsers import add_command
+from nanollama.cli.terminal import table
 from nanollama.errors import DownloadError
 
 if TYPE_CHECKING:
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    from nanollama.cli.parsers import Subparsers
 
 _HUB_RESULTS = 20
 
 
 def add_search_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama search`` to the command line."""
-    parser = subparsers.add_parser("search", help="find models to pull, in the catalogue and on the hub")
+    help = "find models to pull, in the catalogue and on the hub"
+    parser = add_command(subparsers, "search", search_command, help)
     parser.add_argument("text", metavar="TEXT", nargs="*", help="words; without one, the whole catalogue")
-    parser.set_defaults(handler=search_command)
 
 
 def search_command(args: argparse.Namespace) -> int:
     """Prints the catalogue's entries first; then, for a text and online, repositories of the hub."""
-    from nanollama.cli.models import open_store, size_text, table
+    from nanollama.cli.models import open_store
     from nanollama.store.catalogue import CATALOGUE
+    from nanollama.units import size_text
 
     words = " ".join(args.text).lower().split()
     here = {str(record.name) for record in open_store().list()}
@@ -32,9 +34,10 @@ def search_command(args: argparse.Namespace) -> int:
         place = entry.repo.repo if entry.repo else ""
         if all(word in f"{entry.name} {place}".lower() for word in words):
             size = size_text(entry.size) if entry.size is not None else "-"
-            rows.append(
-                (str(entry.name), size, entry.licence, "on this machine" if str(entry.name) in here else "")
-            )
+            note = "on this machine" if str(entry.name) in here else ""
+            if entry.is_for_embeddings:
+                note = "computes embeddings: can't be run"
+            rows.append((str(entry.name), size, entry.licence, note))
     found = len(rows) - 1
     if found:
         print(table(rows))
@@ -47,7 +50,6 @@ def search_command(args: argparse.Namespace) -> int:
 
 def _search_hub(text: str, *, spaced: bool) -> int:
     """Prints what the hub finds, most downloaded first, and returns how many."""
-    from nanollama.cli.models import table
     from nanollama.store.fetch import Fetcher
     from nanollama.store.hub import hub_search
 

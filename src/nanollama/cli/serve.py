@@ -7,7 +7,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nanollama.cli.options import CONTEXT, LOADING, MODEL_HELP, Expected, Setting, add_settings, given, whole
+from nanollama.cli.options import CONTEXT, LOADING, Expected, Setting, add_settings, given, whole
+from nanollama.cli.parsers import MODEL_HELP
+from nanollama.client import KEY_VARIABLE
 from nanollama.errors import UsageError
 from nanollama.types import DEFAULT_MODEL
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-KEY_VARIABLE = "NANOLLAMA_API_KEY"
 CACHED_WINDOWS = 4
 
 

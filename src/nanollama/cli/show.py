@@ -2,28 +2,29 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanollama.cli.options import MODEL_HELP
+from nanollama.cli.parsers import MODEL_HELP, add_command
 from nanollama.errors import UsageError
 from nanollama.store.recipe import Recipe, recipe_to_json
 
 if TYPE_CHECKING:
+    from nanollama.cli.parsers import Subparsers
     from nanollama.formats.details import Details
     from nanollama.store.store import Located
-
-    # The type argparse gives to what add_subparsers returns; it has no public name.
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _SHOWN_LINES = 8
 """Lines of a long text in the overview; its own option prints all of it."""
 
+_SHOWN_CHARS = 100
+"""Characters of a long value in the metadata; ``--json`` prints all of it."""
+
 
 def add_show_parser(subparsers: "Subparsers") -> None:
     """Adds ``nanollama show`` to the command line."""
-    parser = subparsers.add_parser("show", help="show what is known about a model")
+    parser = add_command(subparsers, "show", show_command, "show what is known about a model")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parts = parser.add_mutually_exclusive_group()
     for part, what in (
@@ -36,7 +37,14 @@ def add_show_parser(subparsers: "Subparsers") -> None:
         ("json", "everything as one JSON object"),
     ):
         parts.add_argument(f"--{part}", action="store_const", const=part, dest="part", help=f"print {what}")
-    parser.set_defaults(handler=show_command)
+    parts.add_argument(
+        "-v",
+        "--verbose",
+        action="store_const",
+        const="verbose",
+        dest="part",
+        help="the overview, the metadata and the tensors",
+    )
 
 
 def show_command(args: argparse.Namespace) -> int:
@@ -54,6 +62,11 @@ def show_command(args: argparse.Namespace) -> int:
     details = read_details(located.path)
     if args.part == "tensors":
         print(_tensor_table(details))
+    elif args.part == "verbose":
+        metadata = "\n".join(_metadata_lines(details.metadata))
+        print(
+            overview(located.recipe, details), f"  Metadata\n{metadata}", _tensor_table(details), sep="\n\n"
+        )
     elif args.part == "json":
         print(json.dumps(_as_json(located, details), indent=2))
     elif args.part is not None:
@@ -133,8 +146,21 @@ def _modelfile(located: "Located") -> str:
     return modelfile_of(located.record)
 
 
+def _metadata_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """One ``name value`` a line; a value that needs more than a line is given in JSON, and in part."""
+    width = max(map(len, metadata), default=0) + 4
+    for name, value in metadata.items():
+        if value is None:
+            text = "(a list)"
+        elif isinstance(value, str) and value.isprintable():
+            text = value
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        yield f"    {name:<{width}}{text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + '...'}"
+
+
 def _tensor_table(details: "Details") -> str:
-    from nanollama.cli.models import table
+    from nanollama.cli.terminal import table
 
     rows: list[tuple[str, ...]] = [("NAME", "TYPE", "SHAPE")]
     rows += [(each.name, each.type, " x ".join(map(str, each.shape))) for each in details.tensors]

@@ -7,9 +7,10 @@ as symbols. Files and pipes get it unchanged.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from nanollama.types import Completion, Timings
+if TYPE_CHECKING:
+    from nanollama.types import Completion, Timings
 
 _SYMBOLS = {code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)}
 _SYMBOLS |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
@@ -19,6 +20,15 @@ _SYMBOLS[0x0D] = ""  # the line feed of a CR LF pair is enough, and a lone CR wo
 def harmless(text: str) -> str:
     """``text`` without what a terminal takes for a command (ECMA-48): C0 but tab and newline, DEL, C1."""
     return text.translate(_SYMBOLS)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """``rows`` in columns, four blanks apart; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 class Terminal:
@@ -100,7 +110,7 @@ def rate(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.{digits}f}"
 
 
-def timing_text(timings: Timings) -> str:
+def timing_text(timings: "Timings") -> str:
     """``prefill: 23 tok @ 113 t/s | decode: 8 tok @ 9.5 t/s``; cached tokens are counted apart."""
     cached = f" + {timings.cached_tokens} cached" if timings.cached_tokens else ""
     return (
@@ -109,7 +119,7 @@ def timing_text(timings: Timings) -> str:
     )
 
 
-def notices(completion: Completion, n_ctx: int, max_tokens: int | None) -> list[str]:
+def notices(completion: "Completion", n_ctx: int, max_tokens: int | None) -> list[str]:
     """What a reader has to know about an answer beside its text: what was left out, why it ended early."""
     lines = []
     if completion.dropped_messages:
@@ -129,7 +139,7 @@ def notices(completion: Completion, n_ctx: int, max_tokens: int | None) -> list[
     return lines
 
 
-def _why_length(completion: Completion, n_ctx: int, max_tokens: int | None) -> str:
+def _why_length(completion: "Completion", n_ctx: int, max_tokens: int | None) -> str:
     # A server says only how many tokens there were, of which the first came with the prompt.
     generated = len(completion.token_ids) or completion.timings.decode_tokens + 1
     if max_tokens is not None and generated >= max_tokens:

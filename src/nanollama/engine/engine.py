@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput
 from nanollama.engine.blocks import BlockManager
-from nanollama.engine.generation import Generation
+from nanollama.engine.generation import Generation, Reader, wake
 from nanollama.engine.runner import Runner, Sampled
 from nanollama.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from nanollama.engine.sequence import Sequence
@@ -108,6 +107,8 @@ class Engine:
         """
         if not 1 <= len(token_ids) <= self.n_ctx:
             raise UsageError(f"{len(token_ids)} token ids were given; expected 1 to {self.n_ctx}")
+        from concurrent.futures import Future
+
         result: Future[NDArray[np.float32]] = Future()
 
         def work() -> None:
@@ -152,7 +153,6 @@ class Engine:
         limits = SchedulerConfig(
             max_sequences=min(self.config.max_sequences, self.backend.max_sequences, budget),
             token_budget=budget,
-            max_queue=None,
             n_ctx=self.config.n_ctx,
         )
         self._scheduler = Scheduler(limits, blocks)
@@ -250,6 +250,7 @@ class Engine:
                 generation.started = now
 
     def _deliver(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> None:
+        waiting: list[Reader] = []
         for scheduled in plan.scheduled:
             s = scheduled.sequence
             generation = self._generations.get(s.id)
@@ -272,7 +273,8 @@ class Engine:
             if finish is not None:
                 self._scheduler.finish(s)
                 del self._generations[s.id]
-            generation.put(event)
+            waiting += generation.leave(event)
+        wake(waiting)
 
     def _finish_reason(self, s: Sequence, token_id: int) -> FinishReason | None:
         if token_id in s.request.stop_ids and s.n_generated > s.request.min_tokens:

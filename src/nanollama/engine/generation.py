@@ -6,13 +6,40 @@ for by the engine.
 
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from nanollama.errors import NanollamaError
 from nanollama.types import Request, TokenEvent
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Event
+
 State = Literal["queued", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """An asyncio task that takes events: it looks for new ones whenever ``ready`` is set on its loop."""
+
+    loop: "AbstractEventLoop"
+    ready: "Event"
+
+
+def wake(readers: Iterable[Reader]) -> None:
+    """Wake readers from any thread, with one call into each event loop however many of its tasks wait.
+
+    Each call writes to a pipe and may hand the interpreter over to the loop's thread: one for each of 32
+    streams kept the engine from its next step.
+    """
+    ready: dict[AbstractEventLoop, list[Event]] = {}
+    for reader in readers:
+        ready.setdefault(reader.loop, []).append(reader.ready)
+    for loop, events in ready.items():
+        with suppress(RuntimeError):  # the loop has been closed: then nobody waits any more
+            loop.call_soon_threadsafe(_set, events)
 
 
 class Generation:
@@ -27,7 +54,7 @@ class Generation:
         self._abort = abort
         self._events: deque[TokenEvent | NanollamaError | None] = deque()
         self._changed = threading.Condition()
-        self._wake: Callable[[], object] | None = None  # wakes the asyncio task that waits, from any thread
+        self._reader: Reader | None = None
         self._closed = False
 
     def abort(self) -> None:
@@ -35,22 +62,19 @@ class Generation:
         self._abort(self.id)
         self.put(None)
 
-    @property
-    def n_pending(self) -> int:
-        """Events that nobody has taken yet; a reader that is too slow shows here."""
-        return len(self._events)
-
     def put(self, event: TokenEvent | NanollamaError | None) -> None:
         """Hand over an event, an error that ends the request, or ``None`` for its end; nothing after it."""
+        wake(self.leave(event))
+
+    def leave(self, event: TokenEvent | NanollamaError | None) -> tuple[Reader, ...]:
+        """What :meth:`put` does, but for a reader to be woken, if there is one: see :func:`wake`."""
         with self._changed:
             if self._closed:
-                return
+                return ()
             self._events.append(event)
             self._closed = not isinstance(event, TokenEvent) or event.finish_reason is not None
             self._changed.notify()
-            wake = self._wake
-        if wake is not None:
-            wake()
+            return () if self._reader is None else (self._reader,)
 
     def __iter__(self) -> Iterator[TokenEvent]:
         while True:
@@ -68,15 +92,9 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         import asyncio  # 20 ms that a thread's caller need not spend
 
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            # The loop may have been closed since: then nobody waits any more.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(ready.set)
-
+        ready = asyncio.Event()
         with self._changed:
-            self._wake = wake
+            self._reader = Reader(asyncio.get_running_loop(), ready)
         while True:
             ready.clear()
             with self._changed:
@@ -96,3 +114,8 @@ class Generation:
 def _end(event: NanollamaError | None) -> None:
     if event is not None:
         raise event
+
+
+def _set(events: Iterable["Event"]) -> None:
+    for event in events:
+        event.set()

@@ -26,7 +26,7 @@ from operator import attrgetter
 
 from nanollama.engine.blocks import BlockManager
 from nanollama.engine.sequence import Sequence, Status
-from nanollama.errors import ContextOverflowError, OverloadedError, UsageError
+from nanollama.errors import ContextOverflowError, UsageError
 
 MAX_PREEMPTIONS = 3
 """After so many, a sequence comes back only when it can stay."""
@@ -36,12 +36,10 @@ _ORDER = attrgetter("order")
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """Limits: sequences that run at once, tokens in a step, sequences that wait (``None``: any number) beyond
-    those with a free slot, tokens of a sequence."""
+    """Limits: sequences that run at once, tokens in a step, tokens of a sequence. Any number may wait."""
 
     max_sequences: int
     token_budget: int
-    max_queue: int | None
     n_ctx: int
 
     def __post_init__(self) -> None:
@@ -105,13 +103,6 @@ class Scheduler:
         return bool(self._known)
 
     @property
-    def room(self) -> int | None:
-        """How many more sequences ``add`` accepts now; ``None``: any number."""
-        if self.config.max_queue is None:
-            return None
-        return max(0, self.config.max_sequences + self.config.max_queue - len(self._known))
-
-    @property
     def stats(self) -> SchedulerStats:
         blocks = self.blocks
         return SchedulerStats(
@@ -132,7 +123,6 @@ class Scheduler:
         Raises:
             UsageError: the prompt is empty.
             ContextOverflowError: the prompt leaves no room for a single token.
-            OverloadedError: ``max_queue`` sequences wait already.
         """
         assert sequence.status is Status.WAITING
         assert sequence.id not in self._known
@@ -145,17 +135,12 @@ class Scheduler:
         """Refuse what ``add`` would refuse. Only reads, so that any thread may ask.
 
         Raises:
-            UsageError, ContextOverflowError, OverloadedError: as ``add``.
+            UsageError, ContextOverflowError: as ``add``.
         """
         if n_prompt == 0:
             raise UsageError("the prompt has no tokens; expected at least one")
         if n_prompt >= self.n_ctx:
             raise ContextOverflowError(self._overflow(n_prompt))
-        if self.room == 0:
-            raise OverloadedError(
-                f"{len(self._known)} requests are running or waiting, which is all that the server takes at "
-                "once; try again later"
-            )
 
     def plan(self) -> StepPlan:
         """Choose the next step. ``complete`` must follow before the next plan, unless the step failed."""

@@ -12,14 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from nanollama.errors import FormatError, ModelNotFoundError, UnsupportedError
-from nanollama.formats.gguf_header import (
-    Header,
-    TensorInfo,
-    decode_entry,
-    parse_header,
-    shown,
-    string_items,
-)
+from nanollama.formats.gguf_header import Header, TensorInfo, decode_entry, parse_header, shown
 from nanollama.formats.gguf_values import Typed, ValueType, type_name
 from nanollama.formats.mapped import MappedFile, lookalike
 
@@ -90,10 +83,12 @@ class GGUFFile:
 
     Metadata values are decoded when first asked for: numbers are int, float or bool, text is str, arrays are
     lists. Text that is not valid UTF-8 (pieces of a vocabulary may hold any bytes) is decoded with
-    ``surrogateescape``, which loses nothing; ``get_bytes`` gives the bytes themselves.
+    ``surrogateescape``, which loses nothing.
 
-    FormatError if a file is malformed, UnsupportedError if it is well formed but of a kind that is not read,
-    ModelNotFoundError if there is no such file.
+    Raises:
+        ModelNotFoundError: there is no such file.
+        FormatError: a file is malformed.
+        UnsupportedError: a file is well formed, but of a kind that is not read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -151,7 +146,7 @@ class GGUFFile:
         return tuple(part.path for part in self._parts)
 
     def close(self) -> None:
-        """Lets the files go. Views handed out before stay readable; reading anything more is a ValueError."""
+        """Let the files go. Views handed out before stay readable; reading anything more is a ValueError."""
         for part in self._parts:
             part.close()
 
@@ -166,7 +161,8 @@ class GGUFFile:
     def data(self, name: str) -> memoryview:
         """The packed bytes of a tensor: a read-only view of the map, nothing is copied.
 
-        FormatError if there is no such tensor, or if the file has become shorter since it was opened.
+        Raises:
+            FormatError: there is no such tensor, or the file has become shorter since it was opened.
         """
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -174,7 +170,7 @@ class GGUFFile:
         return self._parts[tensor.part].content()[tensor.offset : tensor.offset + tensor.nbytes]
 
     def release(self, name: str) -> None:
-        """Gives up the memory that reading a tensor took; its bytes stay in the file."""
+        """Give up the memory that reading a tensor took; its bytes stay in the file."""
         tensor = self.tensors[name]
         self._parts[tensor.part].release(tensor.offset, tensor.nbytes)
 
@@ -185,8 +181,10 @@ class GGUFFile:
     def get(self, key: str, kind: type[Any], default: object = _REQUIRED) -> object:
         """The value of ``key`` as ``kind`` (int, float, str or bool), or ``default`` if there is no such key.
 
-        An int also does where a float is asked for. FormatError if the value is of another type, or if the
-        key is missing and there is no default.
+        An int also does where a float is asked for.
+
+        Raises:
+            FormatError: the value is of another type, or the key is missing and there is no default.
         """
         if key not in self.metadata:
             if default is _REQUIRED:
@@ -196,18 +194,12 @@ class GGUFFile:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise self._mistyped(key, kind.__name__)
+            entry = self._parts[0].header.entries[key]
+            raise FormatError(
+                f"{self.path.name}: metadata key {shown(key)} is {shown(value)} of type "
+                f"{type_name(entry.kind, entry.item)}, but {kind.__name__} was expected"
+            )
         return value
-
-    def get_bytes(self, key: str) -> list[bytes]:
-        """The array of strings ``key`` as the bytes in the file. FormatError as in ``get``."""
-        part = self._parts[0]
-        entry = part.header.entries.get(key)
-        if entry is None:
-            raise FormatError(f"{self.path.name} has no metadata key {shown(key)}, which the model needs")
-        if entry.item is not ValueType.STRING:
-            raise self._mistyped(key, "array of str")
-        return string_items(part.content(), entry)
 
     def array_length(self, key: str) -> int | None:
         """How many items the array ``key`` has, without decoding them; ``None`` if it is no array."""
@@ -215,17 +207,13 @@ class GGUFFile:
         return entry.count if entry.kind is ValueType.ARRAY else None
 
     def typed(self, key: str) -> Typed:
-        """The value of ``key`` with its exact type, as ``write_gguf`` takes it; KeyError if absent."""
+        """The value of ``key`` with its exact type, as ``write_gguf`` takes it.
+
+        Raises:
+            KeyError: there is no such key.
+        """
         entry = self._parts[0].header.entries[key]
         return Typed(entry.kind, self.metadata[key], entry.item)
-
-    def _mistyped(self, key: str, wanted: str) -> FormatError:
-        entry = self._parts[0].header.entries[key]
-        value = self.metadata[key]
-        return FormatError(
-            f"{self.path.name}: metadata key {shown(key)} is {shown(value)} of type "
-            f"{type_name(entry.kind, entry.item)}, but {wanted} was expected"
-        )
 
 
 def _check_place(part: _Part, index: int, count: int) -> None:

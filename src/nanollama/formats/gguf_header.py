@@ -72,7 +72,11 @@ def shown(value: object) -> str:
 
 
 def checked_range(start: int, length: int, limit: int, what: str) -> int:
-    """The end of ``[start, start + length)``, or FormatError naming ``what`` if not in ``[0, limit)``."""
+    """The end of the range ``[start, start + length)``.
+
+    Raises:
+        FormatError: it is not within ``[0, limit)``; the message names ``what`` it holds.
+    """
     end = start + length
     if length < 0 or start < 0 or end > limit:
         raise FormatError(
@@ -94,7 +98,7 @@ class _Cursor:
         self.strings_left = MAX_STRINGS
 
     def skip(self, length: int, what: str) -> int:
-        """Moves over ``length`` bytes and returns where they start."""
+        """Move over ``length`` bytes; where they start."""
         start = self.position
         self.position = checked_range(start, length, self.limit, what)
         return start
@@ -133,10 +137,11 @@ class _Cursor:
 
 
 def parse_header(buffer: memoryview, part: int = 0) -> Header:
-    """Reads the header of a GGUF file, all of which is in ``buffer``; ``part`` is noted in each TensorInfo.
+    """The header of a GGUF file, all of which is in ``buffer``; ``part`` is noted in each TensorInfo.
 
-    FormatError names the key or tensor and the value that is wrong; UnsupportedError says what is well formed
-    but not read.
+    Raises:
+        FormatError: names the key or tensor and the value that is wrong.
+        UnsupportedError: says what is well formed but not read.
     """
     cursor = _Cursor(buffer)
     version = _version(cursor)
@@ -218,7 +223,7 @@ def _check_bools(values: memoryview, label: str) -> None:
 
 
 def _walk_strings(cursor: _Cursor, count: int, label: str) -> None:
-    """Moves over ``count`` strings. A tight loop: vocabularies have hundreds of thousands."""
+    """Move over ``count`` strings. A tight loop: vocabularies have hundreds of thousands."""
     checked_range(cursor.position, 8 * count, cursor.limit, f"the array of {count} strings in {label}")
     cursor.strings_left -= count
     if cursor.strings_left < 0:

@@ -44,11 +44,15 @@ Value = Typed | Scalar | Sequence[Scalar]
 
 
 def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Iterable[TensorSource]) -> None:
-    """Writes a GGUF file; ``path`` is replaced only when everything has been written.
+    """Write a GGUF file; ``path`` is replaced only when everything has been written.
 
     A plain value gets the usual type (``inferred``), a ``Typed`` one its own; text that holds surrogates is
-    written as the bytes they stand for. ``general.alignment`` in ``metadata`` is honoured. UsageError names
-    the key or tensor that cannot be written as asked, and a ``path`` that is a device or a folder.
+    written as the bytes they stand for. ``general.alignment`` in ``metadata`` is honoured.
+
+    Raises:
+        UsageError: names the key or tensor that can't be written as asked, or a ``path`` that is a device or
+            a folder.
+        NanollamaError: the disk is full, or does not let itself be written to.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # the new file would take the place of the device
@@ -78,10 +82,13 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Value], tensors: Iterabl
 
 
 def inferred(key: str, value: Value) -> Typed:
-    """A plain value with the type it gets; UsageError for an empty or mixed array, which needs a ``Typed``.
+    """A plain value with the type it gets.
 
     Integers take 32 bits if they fit, else 64, unsigned unless negative; in arrays they are always signed.
     Floats take 32 bits.
+
+    Raises:
+        UsageError: an array is empty or mixed, and needs a ``Typed``.
     """
     if isinstance(value, Typed):
         return value

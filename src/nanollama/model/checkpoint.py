@@ -109,6 +109,15 @@ class Checkpoint:
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
 
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a GGUF file or a checkpoint folder; errors as in :func:`open_gguf` and ``open_folder``."""
+    if not Path(path).is_dir():
+        return open_gguf(path)
+    from nanollama.model.folder import open_folder
+
+    return open_folder(path)
+
+
 def open_gguf(path: str | Path) -> Checkpoint:
     """Open a GGUF file and find its family.
 

@@ -5,6 +5,7 @@ never run and pickled weights are never loaded. All files are looked for in the 
 elsewhere, as in the Hugging Face cache.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from nanollama.errors import FormatError, ModelNotFoundError
 from nanollama.formats.folders import CONFIG, INDEX, SINGLE, not_a_checkpoint
 from nanollama.formats.safetensors import SafetensorsFile
 from nanollama.formats.strict_json import Json, read_object
-from nanollama.model.checkpoint import Checkpoint, open_gguf
+from nanollama.model.checkpoint import Checkpoint
 from nanollama.model.families.config import Config
 from nanollama.model.generation_config import generation_settings
+from nanollama.model.multimodal import text_config, text_tensors
 from nanollama.model.quantized import StoredTensor, unpacked
 from nanollama.model.registry import family_of_config
 from nanollama.text.tokenizer import Tokenizer
@@ -25,13 +27,10 @@ _MAX_INDEX_BYTES = 16 << 20
 _MAX_SHARDS = 1024
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a GGUF file or a checkpoint folder; errors as in ``open_gguf`` and :func:`open_folder`."""
-    return open_folder(path) if Path(path).is_dir() else open_gguf(path)
-
-
 def open_folder(path: str | Path) -> Checkpoint:
     """Open a checkpoint folder and find its family.
+
+    Of a model for text and images the text part is opened, with a warning.
 
     Raises:
         FormatError: a file is missing, malformed or contradicts another one.
@@ -39,19 +38,23 @@ def open_folder(path: str | Path) -> Checkpoint:
         ModelNotFoundError: there is no such folder.
     """
     folder = Path(path)
-    config = _config(folder)
+    whole = _config(folder)
+    config = text_config(whole)
     family = family_of_config(config)
     settings = read_settings(folder)
     generation = folder / "generation_config.json"
     wanted = generation_settings(read_object(generation) if generation.exists() else {}, config)
     shards = _Shards(folder)
     try:
-        stored = unpacked(config, shards.tensors)
+        tensors_of_text, left_out = text_tensors(whole, shards.tensors)
+        stored = unpacked(config, tensors_of_text)
         spec = family.from_config(Config(config, stored.__contains__))
         tensors = family.folder_parameters(spec, stored)
     except BaseException:
         shards.close()
         raise
+    if left_out is not None:
+        warnings.warn(f"{folder.name}: {left_out}", stacklevel=2)
     return Checkpoint(
         folder,
         spec,

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nanollama.formats.folders import CONFIG
 from nanollama.formats.gguf import GGUFFile
 from nanollama.formats.gguf_write import Packed, Payload, Value
 from nanollama.formats.strict_json import read_object
 from nanollama.model.families.config import Config
 from nanollama.model.folder import open_folder
+from nanollama.model.multimodal import text_config
 from nanollama.model.registry import family_of_config
 from nanollama.model.to_gguf import gguf_of_folder
 from nanollama.quant.formats import QuantFormat
@@ -35,7 +37,7 @@ def opened_source(path: Path) -> Iterator[Source]:
         return
     checkpoint = open_folder(path)
     try:
-        config = read_object(path / "config.json")
+        config = text_config(read_object(path / CONFIG))
         family = family_of_config(config)
         metadata, tensors = gguf_of_folder(
             family, checkpoint.spec, Config(config, checkpoint.tensors.__contains__), checkpoint.tensors

@@ -82,9 +82,14 @@ def llama3(
     return tuple(scaled)
 
 
-def dynamic(theta: float, dim: int, *, factor: float, stretch: float) -> tuple[float, ...]:
-    """Dynamic NTK scaling of a window ``stretch`` times the trained one (bloc97 and emozilla, 2023)."""
-    return frequencies(theta * (factor * stretch - (factor - 1.0)) ** (dim / (dim - 2)), dim)
+def dynamic(base: Sequence[float], *, factor: float, stretch: float) -> tuple[float, ...]:
+    """Dynamic NTK scaling of a window ``stretch`` times the trained one (bloc97 and emozilla, 2023).
+
+    It multiplies the rotary base by ``growth ** (dim / (dim - 2))``: the first of the n frequencies stays,
+    the last is divided by ``growth``.
+    """
+    growth = factor * stretch - (factor - 1.0)
+    return tuple(f * growth ** (-i / (len(base) - 1)) for i, f in enumerate(base))
 
 
 def longrope_magnitude(factor: float, original_context: int) -> float:

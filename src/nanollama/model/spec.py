@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nanollama.errors import FormatError
+from nanollama.model import rope
 
 Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 QkNorm = Literal["head", "row"]
@@ -19,13 +20,15 @@ class RopeSpec:
 
     Pair i of a head, that is elements (i, i + dim/2) in the half-split order of Hugging Face checkpoints, is
     rotated by ``position * frequencies[i]``; ``magnitude`` multiplies cosine and sine (1.0 except for YaRN
-    and LongRoPE). Some models have ``long_frequencies`` for windows of more than ``short_context`` tokens.
+    and LongRoPE). For windows of more than ``short_context`` tokens some models have ``long_frequencies``,
+    and others stretch theirs by the window's length and ``dynamic_factor``.
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
     long_frequencies: tuple[float, ...] | None = None
     short_context: int | None = None
+    dynamic_factor: float | None = None
 
     @property
     def dim(self) -> int:
@@ -34,9 +37,14 @@ class RopeSpec:
 
     def for_context(self, n_ctx: int) -> "RopeSpec":
         """The rotation for a window of ``n_ctx`` tokens: one set of frequencies."""
-        if self.long_frequencies is None or self.short_context is None:
+        if self.short_context is None:
             return self
-        chosen = self.long_frequencies if n_ctx > self.short_context else self.frequencies
+        chosen = self.frequencies
+        if n_ctx > self.short_context and self.dynamic_factor is not None:
+            stretch = n_ctx / self.short_context
+            chosen = rope.dynamic(chosen, factor=self.dynamic_factor, stretch=stretch)
+        elif n_ctx > self.short_context and self.long_frequencies is not None:
+            chosen = self.long_frequencies
         return RopeSpec(chosen, self.magnitude)
 
 
@@ -182,6 +190,6 @@ class ModelSpec:
     def for_context(self, n_ctx: int) -> "ModelSpec":
         """The model in a window of ``n_ctx`` tokens: where the rotation depends on it, it is chosen."""
         known: dict[RopeSpec | None, RopeSpec | None] = {None: None}
-        for rope in {layer.rope for layer in self.layers} - {None}:
-            known[rope] = rope.for_context(n_ctx) if rope is not None else None
+        for each in {layer.rope for layer in self.layers} - {None}:
+            known[each] = each.for_context(n_ctx) if each is not None else None
         return replace(self, layers=tuple(replace(layer, rope=known[layer.rope]) for layer in self.layers))

@@ -9,6 +9,7 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from nanollama.errors import UnsupportedError
 from nanollama.formats.gguf_write import TensorSource, Value
@@ -19,7 +20,7 @@ from nanollama.model.families.config import Config
 from nanollama.model.families.metadata import Metadata
 from nanollama.model.families.rotation import scaling_of
 from nanollama.model.registry import Family
-from nanollama.model.spec import ModelSpec, RopeSpec
+from nanollama.model.spec import AttentionSpec, MlpSpec, ModelSpec, RopeSpec
 from nanollama.quant.formats import FORMATS
 
 _STATED = {
@@ -47,6 +48,24 @@ _SCALES = {
 }
 """Other numbers of a config.json and the GGUF keys that state them."""
 
+_SAID_BY = {
+    "attention.scale": ("the scale of scores", ("query_pre_attn_scalar", "attention_multiplier")),
+    "attention.softcap": ("the cap of scores", ("attn_logit_softcapping",)),
+    "attention.bias": ("biases of q, k and v", ("attention_bias",)),
+    "attention.output_bias": ("the bias behind attention", ("attention_bias",)),
+    "mlp.bias": ("biases of the MLP", ("mlp_bias",)),
+    "mlp.experts": ("how experts are weighed", ("norm_topk_prob",)),
+    "logit_softcap": ("the cap of logits", ("final_logit_softcapping",)),
+    "max_context": ("a window that grows", ("rope_parameters", "rope_scaling")),
+    "windows": (
+        "which layers have a window",
+        ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"),
+    ),
+    "rope": ("rotations", ("rope_parameters", "rope_scaling", "no_rope_layers", "no_rope_layer_interval")),
+}
+"""Fields of a ModelSpec that some GGUF files can't tell: what they are about, and the keys of a config.json
+that state them."""
+
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _MERGED = [part for parts in FUSED_PARTS.values() for part in parts]
 
@@ -71,7 +90,7 @@ def gguf_of_folder(
     if lost := _lost(spec, read):
         raise UnsupportedError(
             f"GGUF files of the architecture {family.gguf!r} can't say what this model's config.json does "
-            f"about {' and '.join(lost)}; use the folder itself"
+            f"about {' and '.join(_said(field, config) for field in lost)}; use the folder itself"
         )
     return metadata, sources
 
@@ -84,9 +103,9 @@ def _metadata(family: Family, spec: ModelSpec, config: Config) -> dict[str, Valu
     keys["attention.key_length"] = keys["attention.value_length"] = a.head_dim
     if spec.mlp.experts is not None:
         keys["expert_feed_forward_length"] = spec.mlp.intermediate_size
-    windows = {layer.window for layer in spec.layers if layer.window is not None}
-    if windows:
-        keys["attention.sliding_window"] = max(windows)
+    windows = [layer.window for layer in spec.layers if layer.window is not None]
+    if window := max(windows, default=config.size("sliding_window", 0, minimum=0)):
+        keys["attention.sliding_window"] = window
     if (turned := _turned(spec)) is not None:
         keys |= _rope_keys(turned, config)
     return {"general.architecture": family.gguf} | {f"{family.gguf}.{key}": keys[key] for key in keys}
@@ -140,17 +159,32 @@ def _divisors(spec: ModelSpec, config: Config) -> dict[str, tuple[float, ...]]:
 
 def _lost(spec: ModelSpec, read: ModelSpec) -> list[str]:
     """What of ``spec`` the file does not tell: ``read`` is what its reader makes of it."""
-    lost = [
-        field.name
-        for field in fields(spec)
-        if field.name not in ("family", "layers") and getattr(spec, field.name) != getattr(read, field.name)
-    ]
+    lost = _different(replace(spec, family="", layers=()), replace(read, family="", layers=()))
     pairs = list(zip(spec.layers, read.layers, strict=True))
     if any(a.window != b.window for a, b in pairs):
         lost.append("windows")
     if not all(_equal(a.rope, b.rope) for a, b in pairs):
         lost.append("rope")
     return lost
+
+
+def _different(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """The names of the fields in which two specs differ, ``mlp.bias`` for one inside."""
+    found: list[str] = []
+    for name in (field.name for field in fields(a)):
+        left, right = getattr(a, name), getattr(b, name)
+        if isinstance(left, AttentionSpec | MlpSpec):
+            found += _different(left, right, f"{name}.")
+        elif left != right:
+            found.append(prefix + name)
+    return found
+
+
+def _said(field: str, config: Config) -> str:
+    """``rotations (rope_scaling)``: what a field is about, and the keys of ``config`` that state it."""
+    what, keys = _SAID_BY.get(field, (field, ()))
+    stated = [key for key in keys if key in config.values]
+    return f"{what} ({', '.join(stated)})" if stated else what
 
 
 def _equal(a: RopeSpec | None, b: RopeSpec | None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanollama.errors import UsageError
-from nanollama.quant.plan import size_text
+from nanollama.units import size_text
 
 if TYPE_CHECKING:
     from nanollama.quant.requantize import Source
@@ -21,7 +21,7 @@ def check_room(destination: Path, n_bytes: int) -> None:
     if free < n_bytes + _HEADER_ROOM:
         raise UsageError(
             f"{size_text(n_bytes)} are needed in {destination.parent} and {size_text(free)} are free: "
-            "make room, or write DST elsewhere"
+            "make room there, or have it written elsewhere"
         )
 
 

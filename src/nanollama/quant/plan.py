@@ -165,7 +165,7 @@ def misfits(tensors: Mapping[str, Stored], wanted: str) -> list[str]:
 
 
 def size_text(n_bytes: float) -> str:
-    """``143MB``, ``2.5GB``, ``7GB``: powers of 1000."""
+    """``143MB``, ``2.5GB``, ``7GB``: powers of 1000, as ``--quantize`` at load time tells them."""
     if n_bytes < 999.5e6:
         return f"{n_bytes / 1e6:.0f}MB"
     return f"{n_bytes / 1e9:.1f}".removesuffix(".0") + "GB"

@@ -105,20 +105,12 @@ def check(name: str, value: Any) -> float:
     if setting.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     right = isinstance(value, int | float) if setting.kind is float else isinstance(value, int)
-    if isinstance(value, bool) or not right or not _within(value, setting):
+    if isinstance(value, bool) or not right or not setting.minimum <= value <= setting.maximum:
         kind = "a whole number" if setting.kind is int else "a number"
         raise UsageError(
             f"{name} is {value!r}; expected {kind} from {setting.minimum:g} to {setting.maximum:g}"
         )
     return setting.kind(value)
-
-
-def _within(value: object, setting: Setting) -> bool:
-    return (
-        isinstance(value, int | float)
-        and math.isfinite(value)
-        and setting.minimum <= value <= setting.maximum
-    )
 
 
 def _logit_bias(bias: object, vocab_size: int) -> dict[int, float]:

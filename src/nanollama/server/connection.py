@@ -5,7 +5,6 @@ What goes wrong before the application has a say is told in OpenAI's form as wel
 
 import asyncio
 import contextlib
-import json
 from typing import ClassVar
 
 import h11
@@ -14,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanollama.server.gate import UPLOADS
 from nanollama.server.problems import Problem, unavailable
 from nanollama.server.settings import Limits
+from nanollama.server.wire import spelled
 
 
 class Connection(H11Protocol):
@@ -72,7 +72,7 @@ class Connection(H11Protocol):
 
     def _say(self, problem: Problem) -> None:
         """A refusal before, or instead of, the application's."""
-        body = json.dumps(problem.body()).encode()
+        body = spelled(problem.body())
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),

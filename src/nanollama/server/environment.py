@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanollama.client import OLLAMA_PORT
 from nanollama.errors import UsageError
-
-OLLAMA_PORT = 11434
-"""Where Ollama listens, if its variable names an address without a port."""
 
 _WHOLE = re.compile(r"[0-9]{1,9}", re.ASCII)
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]+)?", re.ASCII)
@@ -113,6 +111,30 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable("NANOLLAMA_MAX_QUEUE", "OLLAMA_MAX_QUEUE", "--max-queue", "a whole number", whole("max_queue")),
 )
+
+
+ELSEWHERE: Mapping[str, str] = {
+    "NANOLLAMA_MODELS": "the folder of nanollama's models, for all commands",
+    "NANOLLAMA_API_KEY": "a key that `serve` asks for, and that `run --server`, `ps` and `stop` send",
+    "OLLAMA_MODELS": "where `import ollama` looks for Ollama's models; nothing is ever written there",
+    "OLLAMA_NOHISTORY": "`1`: a session keeps no history of what was typed; so does `NANOLLAMA_NOHISTORY`",
+    "HF_TOKEN": "sent to the hub only; `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_HUB_CACHE` and those "
+    "of proxies mean what they mean to Hugging Face's own tools",
+}
+"""Variables that other commands read too -> what they are for."""
+
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "OLLAMA_DEBUG": "there is no log of that kind",
+    "OLLAMA_FLASH_ATTENTION": "attention never holds all scores at once",
+    "OLLAMA_GPU_OVERHEAD": "`--ctx` and `--max-models` bound the memory",
+    "OLLAMA_KV_CACHE_TYPE": "the cache has one type",
+    "OLLAMA_LLM_LIBRARY": "`--backend` chooses what computes",
+    "OLLAMA_LOAD_TIMEOUT": "loading has no limit of time",
+    "OLLAMA_MULTIUSER_CACHE": "equal beginnings of prompts are always shared",
+    "OLLAMA_NOPRUNE": "nothing is deleted at the start",
+    "OLLAMA_SCHED_SPREAD": "a model lies on one device",
+}
+"""Ollama's variables that do nothing here -> why."""
 
 
 def from_environment(environ: Mapping[str, str]) -> Settings:

@@ -6,7 +6,6 @@ its client goes away, whatever it is doing, and whatever happens a ticket is giv
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import secrets
@@ -19,6 +18,7 @@ from nanollama.server.auth import PUBLIC_PATHS, host_allowed, origin_allowed
 from nanollama.server.metrics import outcome_of
 from nanollama.server.problems import Problem, problem_of, refusal, shutting_down
 from nanollama.server.services import Call, Services
+from nanollama.server.wire import spelled
 
 log = logging.getLogger("nanollama.server")
 
@@ -188,7 +188,7 @@ class Passage:
                 self._abort_connection()
             return
         status, told = refusal(problem, self._scope["path"])
-        body = json.dumps(told).encode()
+        body = spelled(told)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in problem.headers().items()]
         length = self._first(b"content-length")

@@ -97,7 +97,7 @@ class ModelPool:
                 pass
         except Exception as error:
             self._preload_failed = True
-            log.error("the model %s could not be loaded: %s", name, error)
+            log.error("%s", error)
 
     def state(self) -> State:
         """Whether requests can be answered: ``ok``, or why not yet or not at all."""
@@ -124,7 +124,7 @@ class ModelPool:
             ModelNotFoundError: there is none of that name on this machine.
             Problem: it can't be loaded, or has no room (503), or its window can't be so wide (400).
         """
-        found = await asyncio.to_thread(self.source.find, name)
+        found = self.source.find(name)  # reads a small file at most: less than a turn in a thread costs
         resident = await self._resident(found, n_ctx)
         resident.leases += 1
         if keep is not None:

@@ -24,6 +24,9 @@ class Problem(Exception):
     param: str | None = None
     retry_after: int | None = None
 
+    def __str__(self) -> str:
+        return self.message
+
     def body(self) -> JSON:
         """The object that OpenAI's clients turn into their exception."""
         return {

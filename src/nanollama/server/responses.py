@@ -5,7 +5,6 @@ after that is an event of its own. A stream ends as its framing says, unless its
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from nanollama.server.gate import SlowClientError
 from nanollama.server.generation import Generation
 from nanollama.server.problems import JSON, Problem, ollama_body, problem_of
 from nanollama.server.settings import Limits
-from nanollama.server.wire import DONE, comment, ndjson, sse
+from nanollama.server.wire import DONE, comment, ndjson, spelled, sse
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class JsonReply(Response):
     media_type = "application/json"
 
     def render(self, content: JSON) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+        return spelled(content)
 
 
 async def answered(generation: Generation, limits: Limits, framing: Framing) -> Response:

@@ -111,7 +111,8 @@ def brief(value: object) -> str:
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+        entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {entries}"
     return shown(json.dumps(value)).strip("'")
 
 

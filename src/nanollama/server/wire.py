@@ -17,6 +17,8 @@ DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON can't say."""
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class TokenTexts(Protocol):
     """What is needed of a tokenizer."""
@@ -24,14 +26,19 @@ class TokenTexts(Protocol):
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes: ...
 
 
+def spelled(value: Mapping[str, Any]) -> bytes:
+    """The JSON of an object, without spaces and in ASCII: some clients take U+2028 for the end of a line."""
+    return _encode(value).encode("ascii")
+
+
 def sse(value: Mapping[str, Any]) -> bytes:
-    """One server-sent event. The JSON is ASCII: some clients take U+2028 for the end of a line."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
+    """One server-sent event."""
+    return b"data: " + spelled(value) + b"\n\n"
 
 
 def ndjson(value: Mapping[str, Any]) -> bytes:
     """One line of a stream of JSON objects."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return spelled(value) + b"\n"
 
 
 def comment(text: str) -> bytes:

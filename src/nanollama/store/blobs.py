@@ -20,6 +20,7 @@ from nanollama.store.imports import describe
 from nanollama.store.names import Digest, ModelName
 from nanollama.store.recipe import Recipe
 from nanollama.store.registry import UPLOADED, Record, RecordFile
+from nanollama.store.removal import tidy
 from nanollama.store.store import Store
 
 _FOLDER = "uploads"
@@ -82,6 +83,7 @@ class Blobs:
             record = self._record(name, target, recipe, digest, owned=True)
         except BaseException:
             os.replace(target, found)
+            tidy(target.parent, self._store.root)
             raise
         sync_folder(target.parent)
         return self._store.add(record)

@@ -9,10 +9,9 @@ them. Nothing is pinned here that was not seen.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import urlsplit
 
 from nanollama.store.catalogue_data import ALIASES as ALIASES
-from nanollama.store.catalogue_data import HUB_MODELS
+from nanollama.store.catalogue_data import EMBEDDING_MODELS, HUB_MODELS
 from nanollama.store.names import DEFAULT_TAG, Digest, ModelName
 
 
@@ -43,6 +42,8 @@ class UrlFile:
 
     @property
     def label(self) -> str:
+        from urllib.parse import urlsplit
+
         return urlsplit(self.url).hostname or "the server"
 
     @property
@@ -105,6 +106,11 @@ class Entry:
     sources: tuple[Source, ...]
     sampling: Mapping[str, float] = field(default_factory=dict)
     repo: HubRepo | None = None
+
+    @property
+    def is_for_embeddings(self) -> bool:
+        """Whether it computes embeddings and generates no text: such a model can't be loaded."""
+        return self.name.model in EMBEDDING_MODELS
 
 
 def _gemma_part(number: int, wheel_bytes: int) -> WheelMember:

@@ -38,6 +38,9 @@ HUB_MODELS: tuple[tuple[str, str, str, str], ...] = (
     ("all-minilm:22m", "second-state/All-MiniLM-L6-v2-Embedding-GGUF", "Q8_0", "Apache-2.0"),
 )
 
+EMBEDDING_MODELS = frozenset({"nomic-embed-text", "all-minilm"})
+"""Those that generate no text. They are known, so that whoever asks for one is told what is the matter."""
+
 ALIASES: dict[str, str] = {
     "tinyllama": "tinyllama:1.1b",
     "smollm2": "smollm2:135m",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanollama.errors import DownloadError
+from nanollama.errors import DownloadError, FormatError
 from nanollama.store.catalogue import Source, WheelFile
 from nanollama.store.fetch import Fetcher
 from nanollama.store.files import regular_file, sha256_of, sync_folder
@@ -204,6 +204,8 @@ class _Download:
                 self._fill(part, source, file)
             part.sync()
             digest = self._digest_of(part)
+            if file.digest is None:
+                self._check_form(part)
             if file.digest in (None, digest):
                 return digest
             part.discard()
@@ -216,6 +218,19 @@ class _Download:
             raise SourceError("the file it sent does not have the expected sha256")
         self._progress.notice("what an earlier attempt left does not fit; starting again")
         return self._fetch(file, source)
+
+    def _check_form(self, part: PartFile) -> None:
+        """Refuses a file that is no whole GGUF file, where only this can tell whether it is the right one."""
+        from nanollama.formats.gguf import GGUFFile
+
+        if self._plan.format != "gguf" or len(self._plan.files) > 1:
+            return
+        try:
+            GGUFFile(part.path).close()
+        except FormatError as error:
+            part.discard()
+            sent = str(error).removeprefix(f"{part.path.name}: ")
+            raise DownloadError(f"what {self._plan.source} sends is no whole model: {sent}") from None
 
     def _digest_of(self, part: PartFile) -> Digest:
         """The digest of the complete ``part``; reading a large one is shown."""

@@ -24,6 +24,20 @@ def expanded(text: str) -> Path:
     return Path(text)
 
 
+def unwound(path: Path) -> Path:
+    """``path`` as an absolute one without ``..``, which means the same to whoever reads it later.
+
+    Links stay what they are, but for those before a ``..``.
+    """
+    path = path.absolute()
+    if ".." in path.parts:
+        with suppress(ValueError):  # a NUL: no file has such a name
+            if path.name == "..":
+                return Path(os.path.realpath(path))
+            return Path(os.path.realpath(path.parent), path.name)
+    return path
+
+
 def regular_file(path: Path, *, follow: bool = False) -> os.stat_result | None:
     """The status of ``path`` if it is a regular file, and no link unless links are followed."""
     try:

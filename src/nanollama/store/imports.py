@@ -1,6 +1,5 @@
 """Models where they already lie, taken up without a copy: a path in, the record that registers it out."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from nanollama.errors import FormatError, ModelNotFoundError
 from nanollama.formats.folders import not_a_checkpoint
-from nanollama.store.files import read_small, regular_file, sha256_of
+from nanollama.store.files import read_small, regular_file, sha256_of, unwound
 from nanollama.store.names import DEFAULT_TAG, Digest, ModelName
 from nanollama.store.recipe import Recipe
 from nanollama.store.registry import Record, RecordFile
@@ -53,7 +52,7 @@ def describe(path: Path, name: ModelName, progress: Progress | None = None) -> R
     With ``progress`` the files are read through for their digests. Raises ``ModelNotFoundError``, and
     ``FormatError`` or ``UnsupportedError`` for what is no model.
     """
-    path = Path(path).absolute()
+    path = unwound(Path(path))
     if is_checkpoint(path):
         files = _files(_checkpoint_files(path), progress)
         return _record(name, path, files, is_folder=True)
@@ -64,6 +63,7 @@ def describe(path: Path, name: ModelName, progress: Progress | None = None) -> R
 
 def record_of_file(name: ModelName, path: Path, digest: Digest, *, source: str, recipe: Recipe) -> Record:
     """The record of one GGUF file whose digest is known."""
+    path = unwound(path)
     [found] = _gguf_files(path)
     file = RecordFile(found.name, found.stat().st_size, digest)
     return _record(name, path, (file,), source=source, recipe=recipe)
@@ -71,6 +71,8 @@ def record_of_file(name: ModelName, path: Path, digest: Digest, *, source: str, 
 
 def folder_digest(files: Iterable[RecordFile]) -> Digest | None:
     """The digest of several files: of their sorted lines ``sha256  name``; ``None`` if one has none."""
+    import hashlib
+
     lines = []
     for file in files:
         if file.digest is None:

@@ -6,10 +6,12 @@ Ollama's names, and the template is Jinja.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanollama.errors import FormatError
-from nanollama.types import Message
+
+if TYPE_CHECKING:
+    from nanollama.types import Message
 
 ParameterValue = int | float | bool | str | tuple[str, ...]
 """The value of one parameter; a tuple where it can be given several times (``stop``)."""
@@ -26,7 +28,7 @@ class Recipe:
     template: str | None = None
     system: str | None = None
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
-    messages: tuple[Message, ...] = ()
+    messages: tuple["Message", ...] = ()
     licences: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     requires: str | None = None
@@ -100,7 +102,9 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
     return texts
 
 
-def _message(value: object) -> Message:
+def _message(value: object) -> "Message":
+    from nanollama.types import Message
+
     fields = _mapping(value, "a message of a recipe")
     role, content = fields.get("role"), fields.get("content")
     if len(fields) != 2 or not isinstance(role, str) or not isinstance(content, str):

@@ -19,7 +19,6 @@ the file at once. ``models.json.bak`` is the same file again, read where the fir
 is not a record stays in the file as it is, and is reported by ``verify``.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from nanollama.errors import FormatError, NanollamaError, UnsupportedError, UsageError
-from nanollama.store.files import locked, read_small, write_whole
+from nanollama.store.files import locked, read_small, regular_file, write_whole
 from nanollama.store.names import Digest, ModelName
 from nanollama.store.recipe import Recipe, recipe_from_json, recipe_to_json
 
@@ -201,11 +200,25 @@ class Registry:
     def _write(self, content: bytes, *, is_damaged: bool) -> None:
         try:
             if is_damaged and self.path.exists():
-                os.replace(self.path, self.root / f"{FILE}.damaged")
+                os.replace(self.path, self._place_for_damaged())
             write_whole(self.path, content)
             write_whole(self._backup, content)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+    def _place_for_damaged(self) -> Path:
+        """Where a damaged register is kept: nothing that was kept before is written over."""
+        places = (self.root / f"{FILE}.damaged{end}" for end in ("", *(f"-{n}" for n in range(2, 10_000))))
+        return next(place for place in places if not os.path.lexists(place))
+
+
+def is_complete(record: Record) -> bool:
+    """Whether all files of ``record`` are there in their sizes. Our own are no links."""
+    for path, file in zip(record.paths, record.files, strict=True):
+        status = regular_file(path, follow=not record.owned)
+        if status is None or status.st_size != file.size:
+            return False
+    return True
 
 
 def record_to_json(record: Record, root: Path) -> dict[str, Any]:
@@ -273,6 +286,8 @@ def variant_id(weights: str, recipe: Recipe) -> str:
 
 def id_of(text: str) -> str:
     """The 64 hex digits of the SHA-256 of ``text``."""
+    import hashlib
+
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

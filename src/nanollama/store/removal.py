@@ -5,7 +5,6 @@ deleted.
 """
 
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +57,8 @@ def remove_unfinished(folder: Path, root: Path) -> tuple[Path, ...]:
 
     Raises ``UsageError`` if one is running there.
     """
+    import shutil
+
     found = [path for path in folder.glob("*") if path.name.endswith((*UNFINISHED, ".wheels"))]
     if not found:
         return ()

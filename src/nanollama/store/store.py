@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 from nanollama.errors import DownloadError, ModelNotFoundError, NanollamaError, UsageError
 from nanollama.store.adopt import adoptable, folder_of
-from nanollama.store.catalogue import ALIASES, CATALOGUE, Entry, find_entry
-from nanollama.store.files import expanded, locked, regular_file
-from nanollama.store.imports import describe, is_checkpoint, name_for
-from nanollama.store.missing import incomplete, not_a_model_file
-from nanollama.store.names import DEFAULT_TAG, ModelName
+from nanollama.store.catalogue import CATALOGUE, Entry, find_entry
+from nanollama.store.files import expanded, locked, unwound
+from nanollama.store.missing import embeds_only, incomplete, not_a_model_file, unknown
+from nanollama.store.names import ModelName
 from nanollama.store.recipe import Recipe
-from nanollama.store.registry import Record, Registry, State
+from nanollama.store.registry import Record, Registry, State, is_complete
 from nanollama.store.removal import LOCK, Removed, discard, remove_unfinished
 from nanollama.store.transfer import Progress, Silent
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from nanollama.store.fetch import Fetcher
     from nanollama.store.plans import Hosts
     from nanollama.store.usage import Usage
-    from nanollama.store.verify import Verification
+    from nanollama.store.verify import Known, Verification
 
 _FETCHING = "another process is fetching this model; waiting for it"
 _HUB_PREFIXES = ("hf.co/", "huggingface.co/", "www.huggingface.co/")
@@ -85,6 +84,7 @@ class Store:
             return Located(found.path, found.recipe, found.name, found)
         if not fetchable:
             raise self._not_here(text, name)
+        self._check_pullable(text)
         if not fetch:
             raise ModelNotFoundError(f"{text} is not on this machine: fetch it with 'nanollama pull {text}'")
         record = self.pull(text, progress)
@@ -148,10 +148,15 @@ class Store:
 
         It takes the place of a model that had the name.
         """
+        from nanollama.store.imports import describe
+
         base = located.record or describe(located.path, name)
         with self._changing() as state:
             if located.record is not None:
                 base = self._present(state, located.record.name)
+            else:  # the path may be that of a model, whose files stay ours and keep their digest
+                same = (each for each in state.records.values() if each.paths == base.paths)
+                base = next(filter(is_complete, same), base)
             record = replace(base, name=name, recipe=recipe, parent=parent, modified=_now())
             self._put(state, record)
         return record
@@ -196,14 +201,19 @@ class Store:
             return replace(removed, deleted=(*removed.deleted, *unfinished))
 
     def verify(
-        self, name: ModelName, *, repair: bool = False, progress: Progress | None = None
+        self,
+        name: ModelName,
+        *,
+        repair: bool = False,
+        progress: Progress | None = None,
+        known: "Known | None" = None,
     ) -> "Verification":
         """Reads all files of ``name`` and says what is wrong with them; with ``repair`` they are fetched
-        again where that can be done. Raises ``ModelNotFoundError``.
+        again where that can be done. What ``known`` holds isn't read again. Raises ``ModelNotFoundError``.
         """
         from nanollama.store.verify import verify
 
-        return verify(self, name, repair=repair, progress=progress or Silent())
+        return verify(self, name, repair=repair, progress=progress or Silent(), known=known)
 
     def usage(self) -> "Usage":
         """What takes up the disk, model by model and in the store's folder."""
@@ -243,7 +253,7 @@ class Store:
         except OSError as error:
             raise DownloadError(
                 f"{plan.name} could not be written to {folder} ({error.strerror or error}): check the "
-                "disk and its permissions, or set XDG_DATA_HOME to another folder"
+                "disk and its permissions, or set NANOLLAMA_MODELS to another folder"
             ) from error
 
     def import_path(
@@ -253,7 +263,9 @@ class Store:
 
         Raises ``UsageError`` if another model has the name.
         """
-        where = expanded(path).absolute()
+        from nanollama.store.imports import describe, name_for
+
+        where = unwound(expanded(path))
         name = name or name_for(where)
         there = self.state().records.get(name)
         if there is not None and there.path != where:
@@ -269,20 +281,7 @@ class Store:
 
         ``also`` is what else works where a name of the catalogue does; then those count too.
         """
-        from difflib import get_close_matches
-
-        text = text.removesuffix(f":{DEFAULT_TAG}")
-        known = {str(record.name).removesuffix(f":{DEFAULT_TAG}") for record in self.list()}
-        if also is None:
-            what, hint = "on this machine", "'nanollama list' shows what is there"
-        else:
-            what, hint = f"({also} works too)", "'nanollama search' lists what can be fetched"
-            # A name without a tag is the answer to one, where it stands for something.
-            without_tag = {alias for alias in ALIASES if ":" not in alias}
-            known |= {str(entry.name) for entry in self._catalogue} if ":" in text else without_tag
-        if close := get_close_matches(text.lower(), sorted(known), n=3, cutoff=0.6):
-            hint = f"did you mean {' or '.join(close)}?"
-        return ModelNotFoundError(f"there is no model {text!r} {what}: {hint}")
+        return unknown(text, [record.name for record in self.list()], self._catalogue, also)
 
     def _not_here(self, text: str, name: ModelName) -> NanollamaError:
         """The error for a ``text`` that is no path and, as ``name``, no model that can be had."""
@@ -300,10 +299,14 @@ class Store:
         return self.unknown(text, also="a path")
 
     def _check_pullable(self, target: str) -> None:
-        """Refuses a name that is neither in the catalogue nor on the hub, with what is known here in mind."""
-        if self.is_fetchable(target):
+        """Refuses what can't be fetched or would be of no use, with what is known here in mind."""
+        if self._remote_name(target) is not None:
             return
-        if (name := ModelName.parse(target)) in self.state().records:
+        if (entry := find_entry(name := ModelName.parse(target), self._catalogue)) is not None:
+            if entry.is_for_embeddings:
+                raise embeds_only(entry)
+            return
+        if name in self.state().records:
             raise UsageError(f"{name} was made or imported on this machine: there is nothing to pull it from")
         raise self.unknown(target, also="hf.co/user/repo")
 
@@ -353,17 +356,13 @@ class Store:
             state.afterwards.append(lambda: discard(before, state.records.values(), self.root))
 
 
-def is_complete(record: Record) -> bool:
-    """Whether all files of ``record`` are there in their sizes. Our own are no links."""
-    for path, file in zip(record.paths, record.files, strict=True):
-        status = regular_file(path, follow=not record.owned)
-        if status is None or status.st_size != file.size:
-            return False
-    return True
-
-
 def default_root() -> Path:
-    """``$XDG_DATA_HOME/nanollama/models``, by default below ``~/.local/share``."""
+    """``$NANOLLAMA_MODELS``, else ``$XDG_DATA_HOME/nanollama/models``, by default below ``~/.local/share``.
+
+    Not ``$OLLAMA_MODELS``: that folder is Ollama's, from which ``import ollama`` takes models.
+    """
+    if named := os.environ.get("NANOLLAMA_MODELS", "").strip().strip("\"'"):
+        return expanded(named).absolute()
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "nanollama" / "models"
 
@@ -386,6 +385,8 @@ def _is_path(text: str) -> bool:
     """Whether ``text`` is an existing file or checkpoint folder, and looks like a path and not a name."""
     if not _looks_like_path(text):
         return False
+    from nanollama.store.imports import is_checkpoint
+
     path = expanded(text)
     return os.path.isfile(path) or is_checkpoint(path)
 

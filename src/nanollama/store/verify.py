@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from nanollama.errors import NanollamaError, UnsupportedError
 from nanollama.store.files import regular_file, sha256_of
-from nanollama.store.names import ModelName
+from nanollama.store.names import Digest, ModelName
 from nanollama.store.registry import Record, RecordFile, State
 from nanollama.store.transfer import Progress
 
 if TYPE_CHECKING:
     from nanollama.store.store import Store
+
+
+Known = dict[tuple[int, int, int, int], Digest]
+"""Digests of files that were read already, by device, inode, size and time of change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,12 @@ class Verification:
     repaired: bool = False
 
 
-def verify(store: "Store", name: ModelName, *, repair: bool, progress: Progress) -> Verification:
+def verify(
+    store: "Store", name: ModelName, *, repair: bool, progress: Progress, known: Known | None = None
+) -> Verification:
     """Reads all files of ``name``; with ``repair``, what is wrong is fetched again where that can be done.
+
+    With ``known`` a file that several names share is read once, if it doesn't change meanwhile.
 
     Raises ``ModelNotFoundError``, and what ``pull`` raises.
     """
@@ -39,7 +47,8 @@ def verify(store: "Store", name: ModelName, *, repair: bool, progress: Progress)
         if (entry := state.unreadable.get(str(name))) is None:
             raise store.unknown(str(name))
         return Verification(str(name), problems=(f"its entry in the register can't be used: {entry[1]}",))
-    found = verified(record, progress)
+    known = {} if known is None else known
+    found = verified(record, progress, known)
     if not found.problems or not repair:
         return found
     if not record.owned:
@@ -47,7 +56,7 @@ def verify(store: "Store", name: ModelName, *, repair: bool, progress: Progress)
         return replace(found, problems=(*found.problems, advice))
     store.pull(_origin(store, state, record), progress)
     again = store.state().records.get(record.name, record)
-    return replace(verified(again, progress), repaired=True)
+    return replace(verified(again, progress, known), repaired=True)
 
 
 def _origin(store: "Store", state: State, record: Record) -> str:
@@ -63,17 +72,17 @@ def _origin(store: "Store", state: State, record: Record) -> str:
     raise UnsupportedError(f"{record.name} can't be fetched again, since it was made on this machine")
 
 
-def verified(record: Record, progress: Progress) -> Verification:
+def verified(record: Record, progress: Progress, known: Known) -> Verification:
     """Reads all files of ``record`` and compares their digests; a GGUF without one has its header read."""
     problems = []
     for path, file in zip(record.paths, record.files, strict=True):
-        if problem := _problem(path, file, record, progress):
+        if problem := _problem(path, file, record, progress, known):
             problems.append(problem)
     unchecked = sum(file.digest is None for file in record.files)
     return Verification(str(record.name), len(record.files), unchecked, tuple(problems))
 
 
-def _problem(path: Path, file: RecordFile, record: Record, progress: Progress) -> str | None:
+def _problem(path: Path, file: RecordFile, record: Record, progress: Progress, known: Known) -> str | None:
     status = regular_file(path, follow=not record.owned)
     if status is None:
         return f"{path} is missing"
@@ -81,10 +90,11 @@ def _problem(path: Path, file: RecordFile, record: Record, progress: Progress) -
         return f"{path} has {status.st_size} bytes instead of {file.size}"
     try:
         if file.digest is not None:
-            digest = sha256_of(path, progress, f"verifying {record.name}")
-            return (
-                None if digest == file.digest else f"{path} does not have the sha256 it was registered with"
-            )
+            key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            if key not in known:
+                known[key] = sha256_of(path, progress, f"verifying {record.name}")
+            is_same = known[key] == file.digest
+            return None if is_same else f"{path} does not have the sha256 it was registered with"
         if record.format == "gguf":
             _read_header(path)
     except OSError as error:

@@ -66,7 +66,12 @@ class _Worker(threading.Thread, Generic[T]):
 
 
 def run_within(limit_s: float, job: Callable[[], T]) -> T:
-    """The result of ``job()``, or what it raised; `TemplateError` after ``limit_s`` seconds."""
+    """The result of ``job()``.
+
+    Raises:
+        TemplateError: it took longer than ``limit_s`` seconds.
+        Exception: what the job raised.
+    """
     worker = _Worker(job)
     worker.start()
     try:

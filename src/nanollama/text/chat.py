@@ -31,8 +31,10 @@ def fit_chat(
 
     With ``drop_oldest`` the leading system messages, the ``pinned`` messages after them, and everything from
     the last user message on are kept, and what remains starts with a user message, since many templates
-    insist on alternating roles. Raises `ContextOverflowError` when the rest is still too long, or at once
-    with the policy ``error``.
+    insist on alternating roles.
+
+    Raises:
+        ContextOverflowError: the rest is still too long; with the policy ``error``, the whole is.
     """
     whole = render_ids(messages)
     if len(whole) <= max_prompt_tokens:

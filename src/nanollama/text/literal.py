@@ -28,8 +28,11 @@ def mark_literal(
 ) -> tuple[Span, ...]:
     """Half-open spans of ``text``, the rendering of ``variables``, that came from them; sorted and disjoint.
 
-    ``render`` calls its argument for the variables of one more rendering. Raises `TemplateError` when the
-    template looks for a control token in messages, so that hiding it would change the text.
+    ``render`` calls its argument for the variables of one more rendering.
+
+    Raises:
+        TemplateError: the template looks for a control token in messages, so that hiding it would change
+            the text.
     """
     tokens = sorted({token for token in control_tokens if token}, key=len, reverse=True)
     edges = {edge for token in tokens for edge in (token[0], token[-1])}

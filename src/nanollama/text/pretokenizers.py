@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPELLED_OUT = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-_ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
+_ASCII_PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _FALCON_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
 # Cased letters as DeepSeek's tokenizer lists them: ranges of code points.
 _DEEPSEEK_RANGES = (
@@ -117,6 +118,10 @@ _CL100K = (  # as tiktoken writes it
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|"
     r"\s+(?!\S)|\s+"
 )
+_CL100K_POSSESSIVE = (  # as newer releases of tiktoken write it
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|"
+    r"\s*[\r\n]|\s+(?!\S)|\s"
+)
 _BLOOM = PreTokenizer((f" ?[^{_BLOOM_STOPS}]+",))
 
 TABLE: dict[str, PreTokenizer] = {
@@ -202,6 +207,11 @@ FURTHER = {
     r"\p{Nd}": r"\p{Nd}",
     r"\p{L}+": r"\p{L}+",
     _CL100K: _CL100K,
+    _CL100K_POSSESSIVE: _CL100K_POSSESSIVE,
+    **{
+        pattern.replace(_CONTRACTIONS, _SPELLED_OUT): pattern.replace(_CONTRACTIONS, _SPELLED_OUT)
+        for pattern in (_LLAMA3_PATTERN, _QWEN2.patterns[0], _QWEN35.patterns[0])
+    },
 }
 _EXPRESSIONS = {
     **FURTHER,

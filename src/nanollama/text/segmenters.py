@@ -1,18 +1,17 @@
 """From plain text to token ids: one class for each kind of tokenizer, each called with a piece without
 special tokens.
 
-Invariant: no segmenter ever produces a control token, whatever the text. SentencePiece is our own merge
-loop; byte-level BPE and everything in a tokenizer.json run in the ``tokenizers`` library, which is imported
-only when one of them is built.
+Invariant: no segmenter ever produces a control token, whatever the text. The ``tokenizers`` library splits
+text into words by regular expressions and runs what a tokenizer.json describes; it is imported only for that.
 """
 
-import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nanollama.errors import FormatError, UnsupportedError
+from nanollama.errors import FormatError
+from nanollama.text.merging import join_pieces
 from nanollama.text.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def build_segmenter(vocabulary: Vocabulary) -> Segmenter:
     if vocabulary.kind == "sentencepiece":
         return SentencePieceSegmenter(vocabulary)
     if vocabulary.kind == "bpe":
-        return LibrarySegmenter(_byte_level_bpe(vocabulary))
+        return ByteLevelSegmenter(vocabulary)
     return WordPieceSegmenter(vocabulary)
 
 
@@ -75,36 +74,12 @@ class SentencePieceSegmenter:
         return ids
 
     def _merge(self, word: str) -> list[int]:
-        """O(n log n) in the length of ``word``: each merge puts at most two new pairs on the heap."""
-        pieces = list(word)
-        count = len(pieces)
-        following = list(range(1, count + 1))
-        previous = list(range(-1, count - 1))
-        heap: list[tuple[float, int, int]] = []
+        pieces = join_pieces(word, self._rank)
+        return [token_id for piece in pieces for token_id in self._piece_ids(piece)]
 
-        def offer(left: int, right: int) -> None:
-            union = pieces[left] + pieces[right]
-            token_id = self._ids.get(union)
-            if token_id is not None:
-                heapq.heappush(heap, (-self._scores[token_id], left, len(union)))
-
-        for left in range(count - 1):
-            offer(left, left + 1)
-        while heap:
-            _, left, length = heapq.heappop(heap)
-            right = following[left]
-            # A piece that was merged away is empty. Pieces only grow, so a stale pair shows by its length.
-            if not pieces[left] or right == count or len(pieces[left]) + len(pieces[right]) != length:
-                continue
-            pieces[left] += pieces[right]
-            pieces[right] = ""
-            after = following[left] = following[right]
-            if after < count:
-                previous[after] = left
-                offer(left, after)
-            if previous[left] >= 0:
-                offer(previous[left], left)
-        return [token_id for piece in pieces if piece for token_id in self._piece_ids(piece)]
+    def _rank(self, left: str, right: str) -> float | None:
+        token_id = self._ids.get(left + right)
+        return None if token_id is None else -self._scores[token_id]
 
     def _piece_ids(self, piece: str) -> list[int]:
         token_id = self._ids.get(piece)
@@ -120,6 +95,74 @@ def _seam(tokens: Sequence[str]) -> re.Pattern[str]:
     """
     joined = set(re.findall(f"([^\0{SPACE}]){SPACE}", "\0".join(tokens)))
     return re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(joined)))}])(?={SPACE})")
+
+
+class ByteLevelSegmenter:
+    """GPT-2's byte-level BPE: words by the vocabulary's regular expressions, their UTF-8 bytes as printable
+    characters, and neighbours joined in the order of the list of merges.
+
+    Words are remembered. Building the ``tokenizers`` library's own model would double the time to the first
+    token of a small model: it takes longer than a prompt does here (Radford et al. 2019).
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from tokenizers import Regex, pre_tokenizers
+
+        assert vocabulary.pre is not None
+        self._ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
+        for text in vocabulary.control:
+            del self._ids[text]
+        merges = usable_merges(vocabulary, self._ids)
+        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
+        self._whole_words = vocabulary.pre.ignore_merges
+        steps: list[Any] = [
+            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in vocabulary.pre.patterns
+        ]
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        self._words = pre_tokenizers.Sequence(steps)
+        self._cached = lru_cache(_CACHED_WORDS)(self._merge)
+
+    def __call__(self, text: str, *, start: bool) -> list[int]:
+        ids: list[int] = []
+        for word, _ in self._words.pre_tokenize_str(text):
+            ids += self._cached(word) if len(word) <= _CACHED_LENGTH else self._merge(word)
+        return ids
+
+    def _merge(self, word: str) -> list[int]:
+        if self._whole_words and word in self._ids:
+            return [self._ids[word]]
+        pieces = join_pieces(word, self._rank)
+        return [self._ids[piece] for piece in pieces if piece in self._ids]
+
+    def _rank(self, left: str, right: str) -> int | None:
+        return self._ranks.get(f"{left} {right}")
+
+
+def usable_merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[str]:
+    """The merges without those that would make a control token out of text.
+
+    Raises:
+        FormatError: a merge is not two tokens, with a space between them, that make a third.
+    """
+    text = "\0".join(vocabulary.merges)
+    whole, pieces = set(text.replace(" ", "").split("\0")), set(text.replace("\0", " ").split(" "))
+    if text.count(" ") == len(vocabulary.merges) and whole <= ids.keys() and pieces <= ids.keys():
+        return vocabulary.merges
+    return [merge for i, merge in enumerate(vocabulary.merges) if _is_usable(merge, i, vocabulary, ids)]
+
+
+def _is_usable(merge: str, index: int, vocabulary: Vocabulary, ids: Mapping[str, int]) -> bool:
+    where = f"tokenizer.ggml.merges[{index}] is {merge!r:.100}"
+    left, space, right = merge.partition(" ")
+    if not space:
+        raise FormatError(f"{where}, but two pieces with a space between them are expected")
+    pieces = (left, right, left + right)
+    if any(piece in vocabulary.control for piece in pieces):
+        return False
+    missing = next((piece for piece in pieces if piece not in ids), None)
+    if missing is not None:
+        raise FormatError(f"{where}, but tokenizer.ggml.tokens has no piece {missing!r:.100}")
+    return True
 
 
 class WordPieceSegmenter:
@@ -186,56 +229,3 @@ class LibrarySegmenter:
         tokenizer = self._tokenizer if start else self._inner
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
-
-
-def _byte_level_bpe(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
-    """GPT-2's byte-level BPE: words by the named pre-tokenizer, bytes as printable characters, merges in
-    file order.
-    """
-    from tokenizers import Regex, Tokenizer, pre_tokenizers
-
-    assert vocabulary.pre is not None
-    tokenizer = Tokenizer(_bpe_model(vocabulary))
-    steps: list[Any] = [
-        pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in vocabulary.pre.patterns
-    ]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return tokenizer
-
-
-def _bpe_model(vocabulary: Vocabulary) -> Any:
-    from tokenizers import models
-
-    assert vocabulary.pre is not None
-    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
-    for text in vocabulary.control:
-        del ids[text]
-    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
-    try:
-        return models.BPE(ids, merges, ignore_merges=vocabulary.pre.ignore_merges)  # type: ignore[arg-type]
-    except Exception:  # the library raises bare exceptions; find out which entry it was
-        merges = _usable_merges(merges, ids, vocabulary)
-    try:
-        return models.BPE(ids, merges, ignore_merges=vocabulary.pre.ignore_merges)  # type: ignore[arg-type]
-    except Exception as error:
-        raise UnsupportedError(f"the tokenizer's vocabulary cannot be used: {error}") from error
-
-
-def _usable_merges(
-    merges: Sequence[tuple[str, ...]], ids: dict[str, int], vocabulary: Vocabulary
-) -> list[tuple[str, ...]]:
-    """The merges without those that would make a control token out of text. Raises FormatError for others."""
-    usable: list[tuple[str, ...]] = []
-    for index, merge in enumerate(merges):
-        where = f"tokenizer.ggml.merges[{index}] is {vocabulary.merges[index]!r:.100}"
-        if len(merge) != 2:
-            raise FormatError(f"{where}, but two pieces with a space between them are expected")
-        pieces = (*merge, "".join(merge))
-        if any(piece in vocabulary.control for piece in pieces):
-            continue
-        missing = next((piece for piece in pieces if piece not in ids), None)
-        if missing is not None:
-            raise FormatError(f"{where}, but tokenizer.ggml.tokens has no piece {missing!r:.100}")
-        usable.append(merge)
-    return usable

@@ -24,8 +24,10 @@ class ChatTemplate:
     """A compiled chat template. Rendering is thread-safe.
 
     ``time_limit_s`` is the wall time of one rendering (compiling may take twice that), ``max_chars`` the
-    longest text in characters that a rendering may make, intermediate ones included. Raises `TemplateError`
-    when the source is not a template.
+    longest text in characters that a rendering may make, intermediate ones included.
+
+    Raises:
+        TemplateError: the source is not a template.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class ChatTemplate:
     ) -> Prompt:
         """The prompt for ``messages``. Only the template itself may write ``control_tokens``.
 
-        ``extra`` are further template variables (``tools``, ``documents``, ``enable_thinking``, …). Raises
-        `TemplateError` when the template fails, refuses the conversation or overruns its budget.
+        ``extra`` are further template variables (``tools``, ``documents``, ``enable_thinking``, …).
+
+        Raises:
+            UsageError: ``extra`` names a variable that belongs to the model.
+            TemplateError: the template fails, refuses the conversation or overruns its budget.
         """
         if shadowed := sorted(extra.keys() & {"bos_token", "eos_token"}):
             raise UsageError(

@@ -52,17 +52,14 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """From the key/values of a GGUF file. Raises FormatError and UnsupportedError, naming the key."""
+        """From the key/values of a GGUF file.
+
+        Raises:
+            FormatError: a key is missing or malformed; the message names it.
+            UnsupportedError: the tokenizer is of a kind that is not read.
+        """
         vocabulary = vocabulary_from_gguf(metadata)
         return cls(vocabulary, build_segmenter(vocabulary))
-
-    @classmethod
-    def from_file(cls, path: Path) -> "Tokenizer":
-        """From a Hugging Face tokenizer.json, with the settings beside it if there are any."""
-        from nanollama.text.tokenizer_json import read_tokenizer_json
-        from nanollama.text.tokenizer_settings import read_settings
-
-        return cls(*read_tokenizer_json(path, read_settings(path.parent)))
 
     @classmethod
     def from_folder(
@@ -76,7 +73,11 @@ class Tokenizer:
         """From a model folder: its tokenizer.json, else its SentencePiece tokenizer.model.
 
         ``vocab_size`` is the number of ids that the model knows, ``stop_ids`` are further ones that end a
-        generation. Raises FormatError and UnsupportedError, naming the file.
+        generation.
+
+        Raises:
+            FormatError: a file is malformed, or there is none; the message names it.
+            UnsupportedError: the tokenizer is of a kind that is not read.
         """
         from nanollama.text.tokenizer_folder import read_tokenizer_folder
         from nanollama.text.tokenizer_settings import read_settings
@@ -114,7 +115,8 @@ class Tokenizer:
         """The UTF-8 bytes a token stands for, perhaps part of a character. Control tokens are b'' or, not
         skipped, their text.
 
-        Raises UsageError for an id outside the vocabulary.
+        Raises:
+            UsageError: the id is outside the vocabulary.
         """
         found = self._bytes.get(token_id)
         if found is None:

@@ -41,6 +41,11 @@ def gguf_of_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, Value]:
     vocabulary = tokenizer.vocabulary
     metadata = _keys(vocabulary)
     if vocabulary.kind == "sentencepiece":
+        if not vocabulary.scores and "merges" not in _model(folder):
+            raise UnsupportedError(
+                f"{folder.name} has a Unigram tokenizer, which GGUF files of text models have no form for; "
+                "use the folder itself"
+            )
         scores = vocabulary.scores or _scores(vocabulary, _merges(_model(folder)))
         metadata["tokenizer.ggml.scores"] = scores
         metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.space_prefix

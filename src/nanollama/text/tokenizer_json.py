@@ -17,6 +17,7 @@ from nanollama.formats.strict_json import Json, read_object
 from nanollama.text.pretokenizers import find_expression
 from nanollama.text.segmenters import SPACE, LibrarySegmenter
 from nanollama.text.tokenizer_settings import AddedToken, TokenizerSettings, added_token
+from nanollama.text.unigram import Unigram, UnigramSegmenter, read_unigram
 from nanollama.text.vocab import AddedFlags, Kind, SpecialIds, TokenType, Vocabulary, split_added, stop_ids
 
 MAX_BYTES = 256 << 20  # the largest in use, of 262,144 tokens, has 33 MB
@@ -31,16 +32,19 @@ def read_tokenizer_json(path: Path, settings: TokenizerSettings) -> tuple[Vocabu
     """The tokenizer in the file ``path``.
 
     Raises ModelNotFoundError, FormatError for a malformed file and UnsupportedError for a model other than
-    BPE and WordPiece, or an unknown regular expression.
+    BPE, Unigram and WordPiece, or an unknown regular expression.
     """
     spec = read_object(path, MAX_BYTES)
     model = _object(spec, "model", path)
     kind = _kind(spec, model, path)
+    unigram = read_unigram(model, path.name) if model.get("type") == "Unigram" else None
+    if unigram is not None:
+        model = {**model, "vocab": unigram.vocab(), "unk_token": unigram.unk_text}
     added = _added(spec, settings, path)
     ids = _ids(model, added, path)
     tokens, types, flags = _table(ids, added, model, kind)
     control, user_defined = split_added(tokens, types, kind)
-    special = _special_ids(spec, settings, ids, control)
+    special = _special_ids(spec | {"model": model}, settings, ids, control)
     vocabulary = Vocabulary(
         kind=kind,
         tokens=tokens,
@@ -51,7 +55,7 @@ def read_tokenizer_json(path: Path, settings: TokenizerSettings) -> tuple[Vocabu
         space_prefix=kind == "sentencepiece" and _prefixes_space(spec),
         flags=flags,
     )
-    return vocabulary, _segmenter(spec, model, control, path)
+    return vocabulary, _segmenter(spec, unigram or model, control, path)
 
 
 def _added(spec: Json, settings: TokenizerSettings, path: Path) -> list[AddedToken]:
@@ -82,6 +86,8 @@ def _kind(spec: Json, model: Json, path: Path) -> Kind:
     name = model.get("type") or ("BPE" if "merges" in model else None)
     if name == "WordPiece":
         return "wordpiece"
+    if name == "Unigram":
+        return "sentencepiece"
     if name == "BPE":
         if marks := [mark for mark in _BPE_MARKS if model.get(mark)]:
             raise UnsupportedError(
@@ -90,7 +96,8 @@ def _kind(spec: Json, model: Json, path: Path) -> Kind:
         mentioned = _types(spec.get("pre_tokenizer")) | _types(spec.get("decoder"))
         return "bpe" if "ByteLevel" in mentioned else "sentencepiece"
     raise UnsupportedError(
-        f"model.type in {path.name} is {name!r:.60}, which is not supported; expected BPE or WordPiece"
+        f"model.type in {path.name} is {name!r:.60}, which is not supported; expected BPE, Unigram or "
+        "WordPiece"
     )
 
 
@@ -207,21 +214,24 @@ def _prefixes_space(spec: Json) -> bool:
     found = steps(spec.get("normalizer")) + steps(spec.get("pre_tokenizer"))
     return any(
         (step.get("type") == "Prepend" and step.get("prepend") == SPACE)
-        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        or (step.get("type") == "Metaspace" and _prepends(step))
         for step in found
     )
 
 
-def _segmenter(spec: Json, model: Json, control: Mapping[str, int], path: Path) -> LibrarySegmenter:
+def _prepends(metaspace: Json) -> bool:
+    """Whether this step puts a space before a text; files of before ``prepend_scheme`` say it by a flag."""
+    if "prepend_scheme" in metaspace:
+        return bool(metaspace["prepend_scheme"] != "never")
+    return metaspace.get("add_prefix_space") is not False
+
+
+def _segmenter(spec: Json, model: Json | Unigram, control: Mapping[str, int], path: Path) -> LibrarySegmenter:
     """The pipeline without added tokens; if only the start of a text gets a space, a second one for the
     rest.
     """
     from tokenizers import Tokenizer
 
-    vocab = {text: token_id for text, token_id in model["vocab"].items() if text not in control}
-    unknown = model.get("unk_token")
-    if unknown in model["vocab"]:
-        vocab[unknown] = model["vocab"][unknown]
     bare: Json = {
         "version": "1.0",
         "added_tokens": [],
@@ -229,29 +239,40 @@ def _segmenter(spec: Json, model: Json, control: Mapping[str, int], path: Path) 
         "pre_tokenizer": spec.get("pre_tokenizer"),
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "BPE", "vocab": {}, "merges": []}
-        if "merges" in model
-        else {**model, "vocab": vocab},
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
     _check_expressions(bare, path)
     try:
-        outer = Tokenizer.from_str(json.dumps(bare))
-        if "merges" in model:
-            outer.model = _bpe(model, vocab, control)
+        outer, inner = Tokenizer.from_str(json.dumps(bare)), None
+        outer.model, ids = (
+            model.model(control) if isinstance(model, Unigram) else (_by_library(model, control), None)
+        )
         first_only = [step for step in steps(bare["pre_tokenizer"]) if step.get("prepend_scheme") == "first"]
-        if not first_only:
-            return LibrarySegmenter(outer)
         for step in first_only:
             step["prepend_scheme"] = "never"
-        inner = Tokenizer.from_str(json.dumps(bare))
-        inner.model = outer.model
-        return LibrarySegmenter(outer, inner)
+        if first_only:
+            inner = Tokenizer.from_str(json.dumps(bare))
+            inner.model = outer.model
+        return LibrarySegmenter(outer, inner) if ids is None else UnigramSegmenter(ids, outer, inner)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare exceptions, and a panic is no Exception
         raise FormatError(
             f"{path.name} cannot be read as a tokenizer ({error}); download it again"
         ) from error
+
+
+def _by_library(model: Json, control: Mapping[str, int]) -> Any:
+    """The library's BPE or WordPiece model, without control tokens but the one for what is unknown."""
+    from tokenizers import Tokenizer
+
+    vocab = {text: token_id for text, token_id in model["vocab"].items() if text not in control}
+    unknown = model.get("unk_token")
+    if unknown in model["vocab"]:
+        vocab[unknown] = model["vocab"][unknown]
+    if "merges" in model:
+        return _bpe(model, vocab, control)
+    return Tokenizer.from_str(json.dumps({"added_tokens": [], "model": {**model, "vocab": vocab}})).model
 
 
 def _bpe(model: Json, vocab: dict[str, int], control: Mapping[str, int]) -> Any:

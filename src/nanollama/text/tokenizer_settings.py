@@ -48,7 +48,11 @@ class TokenizerSettings:
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """The settings of the tokenizer in ``folder``. FormatError, naming the file and the key."""
+    """The settings of the tokenizer in ``folder``.
+
+    Raises:
+        FormatError: a file is malformed; the message names it and the key.
+    """
     config = _optional(folder / "tokenizer_config.json")
     fallback = _optional(folder / "special_tokens_map.json")
     named = {role: _text_of(config, role) or _text_of(fallback, role) for role in _ROLES}
@@ -68,7 +72,11 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def added_token(entry: object, token_id: object, where: str) -> AddedToken:
-    """One entry of ``added_tokens`` or ``added_tokens_decoder``. FormatError, naming ``where``."""
+    """One entry of ``added_tokens`` or ``added_tokens_decoder``.
+
+    Raises:
+        FormatError: it is malformed; the message names ``where`` it is.
+    """
     text = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(text, str) or not text or type(token_id) is not int:
         raise FormatError(f"{where} has {entry!r:.100}, but a content and an id are expected")

@@ -102,7 +102,12 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 
 
 def vocabulary_from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary in a GGUF file's key/values. Raises FormatError and UnsupportedError, naming the key."""
+    """The vocabulary in a GGUF file's key/values.
+
+    Raises:
+        FormatError: a key is missing or malformed; the message names it.
+        UnsupportedError: the tokenizer is of a kind that is not read.
+    """
     kind = _model_kind(metadata)
     tokens = _tokens(metadata)
     types = _per_token(metadata, "tokenizer.ggml.token_type", len(tokens)) or [int(TokenType.NORMAL)] * len(

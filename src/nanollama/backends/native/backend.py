@@ -14,6 +14,7 @@ from nanollama.backends.native.library import Attention, AttentionItem, Attentio
 from nanollama.backends.native.memory import Arena
 from nanollama.backends.native.ops import LANES, NativeOps
 from nanollama.backends.native.packer import NativePacker
+from nanollama.backends.native.repack import RepackQueue
 from nanollama.backends.native.tape import AttentionPlan, OpKind, Pool, Rotation, Step, array_of
 from nanollama.backends.ops import ModelInput
 from nanollama.errors import UnsupportedError
@@ -70,7 +71,9 @@ class NativeBackend:
         cache_tokens: int,
         variant: str | None = None,
     ) -> None:
-        """Pack the weights and record the tape. ``variant`` names an instruction set, ``None`` the best.
+        """Begin to pack the weights, and record the tape.
+
+        ``variant`` names an instruction set, ``None`` the best.
 
         Raises:
             FormatError: the tensors do not fill the model exactly.
@@ -85,8 +88,10 @@ class NativeBackend:
         self._kernels = library.kernels(variant)
         self._pool = Pool(library, threads)
         self._arena = Arena(library)
-        packer = NativePacker(library, self._pool, self._arena)
+        self._repack = RepackQueue(self._pool)
+        packer = NativePacker(library, self._repack, self._arena)
         self._weights = load_weights(spec, tensors, packer)
+        self._repack.start()
         self.read_bytes = packer.n_bytes - (0 if spec.tied_head else packer.embedding_bytes)
         if (experts := spec.mlp.experts) is not None:
             self.read_bytes -= packer.expert_bytes * (experts.count - experts.per_token) // experts.count
@@ -98,7 +103,11 @@ class NativeBackend:
         self._logits = forward(ops, spec, self._weights)
         self._tape = ops.tape
         self._ops = array_of(ops.tape.ops)
-        self._speeds = [np.asarray(rope.frequencies, dtype=np.float32) for rope in ops.tape.ropes]
+        self._frequencies = [np.asarray(rope.frequencies, dtype=np.float32) for rope in ops.tape.ropes]
+
+    def finish_loading(self) -> None:
+        """Return when all weights are packed; every step waits for that too."""
+        self._repack.wait()
 
     def step(self, batch: ModelInput) -> NDArray[np.float32]:
         """Run one step; the logits ``[len(batch.logit_rows), vocab]``, valid until the next step."""
@@ -117,6 +126,7 @@ class NativeBackend:
 
     def close(self) -> None:
         """End the threads and give the memory back."""
+        self._repack.join()
         self._pool.close()
         self._arena.close()
 
@@ -177,6 +187,7 @@ class NativeBackend:
         n = len(batch.token_ids)
         assert n <= MAX_ROWS, "the engine keeps within the limits"
         assert len(batch.sequences) <= MAX_SEQUENCES, "the engine keeps within the limits"
+        self.finish_loading()
         self._token_ids[:n] = batch.token_ids
         self._logit_index[: len(batch.logit_rows)] = batch.logit_rows
         row = 0
@@ -206,7 +217,7 @@ class NativeBackend:
         half = len(rope.frequencies)
         cos = self._array(f"cos {index}", (MAX_ROWS, half), np.float32)
         sin = self._array(f"sin {index}", (MAX_ROWS, half), np.float32)
-        angles = np.outer(self._positions[:n], self._speeds[index])
+        angles = np.outer(self._positions[:n], self._frequencies[index])
         np.cos(angles, out=cos[:n])
         np.sin(angles, out=sin[:n])
         if rope.magnitude != 1.0:
@@ -225,17 +236,17 @@ class NativeBackend:
             spans = range(first, -(-end // SPAN))
             if s.n_new == 1 and len(spans) > 1 and slot + len(spans) <= self._max_slots:
                 items += [
-                    AttentionItem(row, 1, i, s.n_cached, span, span + 1, slot + j, 0)
+                    AttentionItem(row, 1, i, s.n_cached, span, span + 1, slot + j)
                     for j, span in enumerate(spans)
                 ]
-                merges.append(AttentionMerge(row, slot, len(spans), 0))
+                merges.append(AttentionMerge(row, slot, len(spans)))
                 slot += len(spans)
             else:
                 for start in range(0, s.n_new, TILE_ROWS):
                     rows, position = min(TILE_ROWS, s.n_new - start), s.n_cached + start
                     begin = 0 if window is None else max(0, position + 1 - window) // SPAN
                     last = -(-(position + rows) // SPAN)
-                    items.append(AttentionItem(row + start, rows, i, position, begin, last, -1, 0))
+                    items.append(AttentionItem(row + start, rows, i, position, begin, last, -1))
             row += s.n_new
         return AttentionPlan(
             items=(AttentionItem * len(items))(*items),

@@ -8,11 +8,6 @@ machine of the architecture.
 import hashlib
 import os
 import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanollama.errors import BackendError
@@ -40,6 +35,9 @@ FLAGS = (
 
 def find_compiler() -> str | None:
     """The command of a C++ compiler: ``$CXX``, ``c++``, ``g++`` or ``clang++``; ``None`` if there is none."""
+    import shlex
+    import shutil
+
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and shutil.which(shlex.split(name)[0]):
             return name
@@ -67,6 +65,10 @@ def build(target: Path, extra_flags: tuple[str, ...] = ()) -> None:
     Raises:
         BackendError: there is no compiler, or it failed; the message carries what it said first.
     """
+    import shlex
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
+
     compiler = find_compiler()
     if compiler is None:
         raise BackendError(
@@ -88,6 +90,8 @@ def build(target: Path, extra_flags: tuple[str, ...] = ()) -> None:
 
 
 def _run(command: list[str]) -> None:
+    import subprocess
+
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()

@@ -9,7 +9,8 @@
 namespace nl {
 namespace NL_VARIANT {
 
-// ---- the widest vectors there are ---------------------------------------------------------------------------
+// ---- the widest vectors there are
+// ---------------------------------------------------------------------------
 
 #ifdef NL_WIDE
 typedef F16 Vec;
@@ -176,7 +177,8 @@ inline void rms_norm(float* x, int64_t stride, int64_t cols, const float* add, i
     }
 }
 
-// ---- sum ----------------------------------------------------------------------------------------------------
+// ---- sum
+// ----------------------------------------------------------------------------------------------------
 
 inline void add(float* x, int64_t stride, int64_t cols, const float* add, int64_t add_stride,
                 const NlActivations* quantized, int64_t begin, int64_t end) {
@@ -270,7 +272,8 @@ inline void activate(int64_t activation, const float* gate, const float* up, int
     as(gate, up, stride, cols, out, out_stride, quantized, begin, end);
 }
 
-// ---- soft cap -----------------------------------------------------------------------------------------------
+// ---- soft cap
+// -----------------------------------------------------------------------------------------------
 
 template <class F>
 NL_INLINE F softcap(F x, float cap) {
@@ -283,8 +286,7 @@ inline void softcap(float* x, int64_t stride, int64_t cols, float cap, int64_t b
         float* at = x + unit / blocks * stride + unit % blocks * 32;
         const int64_t left = cols - unit % blocks * 32;
         int64_t i = 0;
-        for (; i + kVecLanes <= left && i < 32; i += kVecLanes)
-            store(at + i, softcap(load_vec(at + i), cap));
+        for (; i + kVecLanes <= left && i < 32; i += kVecLanes) store(at + i, softcap(load_vec(at + i), cap));
         for (; i < left && i < 32; ++i) at[i] = softcap(all(at[i]), cap)[0];
     }
 }

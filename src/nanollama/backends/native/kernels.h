@@ -28,8 +28,8 @@ struct NlMatrix {
 
 // Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be
 // null). `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of
-// the 32. Where weights of finer types read them, `fine` holds what rounding to `quants` left over, in 254ths of
-// the scale (else both are null).
+// the 32. Where weights of finer types read them, `fine` holds what rounding to `quants` left over, in 254ths
+// of the scale (else both are null).
 struct NlActivations {
     const float* values;  // [rows, stride]
     int64_t stride;
@@ -67,7 +67,7 @@ struct NlAttention {
     float softcap;   // 0: none; otherwise cap * tanh(score / cap)
     float* out;      // [rows, out_stride]
     int64_t out_stride;
-    float* partials;  // [slots, heads, head_dim + 2]: accumulator, maximum, sum
+    float* partials;     // [slots, heads, head_dim + 2]: accumulator, maximum, sum
     const float* sinks;  // [heads]: a score more in each row's softmax, of no token; or null
 };
 
@@ -76,16 +76,16 @@ struct NlAttention {
 // unfinished result goes to that slot, to be merged later. The result does not depend on how rows and spans
 // were cut into items.
 struct NlAttentionItem {
-    int32_t row, rows, sequence, position, span_begin, span_end, slot, unused;
+    int32_t row, rows, sequence, position, span_begin, span_end, slot;
 };
 
 // Row `row` is the merge of the slots [slot, slot + slots), which are its spans in order.
 struct NlAttentionMerge {
-    int32_t row, slot, slots, unused;
+    int32_t row, slot, slots;
 };
 
-// Where a step's rows go in a mixture of experts. A row has `per_token` choices, best first. Sorted by expert,
-// the choices of all rows are the places that the experts' matrices work on.
+// Where a step's rows go in a mixture of experts. A row has `per_token` choices, best first. Sorted by
+// expert, the choices of all rows are the places that the experts' matrices work on.
 struct NlRouting {
     int64_t experts;
     int64_t per_token;
@@ -173,14 +173,6 @@ struct NlKernels {
 
     // units: merge * heads + head
     void (*attention_merge)(const NlAttention*, const NlAttentionMerge*, int64_t begin, int64_t end);
-
-    // Largest value of x[begin, end) and its index; the lowest index among equals; NaN never wins; -1 if
-    // there is none.
-    int64_t (*argmax)(const float* x, int64_t begin, int64_t end, float* value);
-
-    // The k largest of x[begin, end), descending, equals in index order. Returns how many were found (NaN is
-    // left out).
-    int64_t (*top_k)(const float* x, int64_t begin, int64_t end, int64_t k, float* values, int32_t* indices);
 };
 
 #pragma GCC visibility push(default)  // the rest of the library stays hidden
@@ -195,10 +187,10 @@ const char* nl_variant(int64_t index);
 int64_t nl_kind_of(int64_t ggml_type);
 int64_t nl_packed_bytes(int64_t kind, int64_t rows, int64_t cols);
 
-// Re-tiles GGUF rows into R8 groups [begin, end). Row i of the result is source row row_index[i] (i if null).
-// Returns 0, or -1 where the type or the number of columns has no packed form.
-int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index,
-                  int64_t rows, int64_t cols, uint8_t* out, int64_t begin, int64_t end);
+// Re-tiles GGUF rows, row_bytes apart, into R8 groups [begin, end). Returns 0, or -1 where the type or the
+// number of columns has no packed form.
+int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
+                  uint8_t* out, int64_t begin, int64_t end);
 
 // out[r] = scale * row ids[r] of the matrix, as float32. Returns 0, or -1 if an id is out of range.
 // units: rows

@@ -108,15 +108,14 @@ class AttentionItem(Structure):
     """``NlAttentionItem``: up to 16 query rows of one sequence over a range of spans."""
 
     _fields_ = tuple(
-        (name, c_int32)
-        for name in ("row", "rows", "sequence", "position", "span_begin", "span_end", "slot", "unused")
+        (name, c_int32) for name in ("row", "rows", "sequence", "position", "span_begin", "span_end", "slot")
     )
 
 
 class AttentionMerge(Structure):
     """``NlAttentionMerge``: the slots that make up one row."""
 
-    _fields_ = tuple((name, c_int32) for name in ("row", "slot", "slots", "unused"))
+    _fields_ = tuple((name, c_int32) for name in ("row", "slot", "slots"))
 
 
 class Routing(Structure):
@@ -162,8 +161,6 @@ class Kernels(Structure):
         ("store_kv", ctypes.CFUNCTYPE(None, POINTER(Cache), c_void_p, c_void_p, c_int64, c_void_p, *_RANGE)),
         ("attention", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionItem), *_RANGE, c_int64)),
         ("attention_merge", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionMerge), *_RANGE)),
-        ("argmax", ctypes.CFUNCTYPE(c_int64, c_void_p, *_RANGE, POINTER(c_float))),
-        ("top_k", ctypes.CFUNCTYPE(c_int64, c_void_p, *_RANGE, c_int64, c_void_p, c_void_p)),
     )
 
     matmul: Function
@@ -178,8 +175,6 @@ class Kernels(Structure):
     store_kv: Function
     attention: Function
     attention_merge: Function
-    argmax: Function
-    top_k: Function
 
 
 class Library:
@@ -197,12 +192,6 @@ class Library:
             raise BackendError(f"the CPU kernels could not be loaded: {error}; build them again") from error
         self.nl_kind_of = self.bind("nl_kind_of", c_int64, c_int64)
         self.nl_packed_bytes = self.bind("nl_packed_bytes", c_int64, c_int64, c_int64, c_int64)
-        self.nl_retile = self.bind(
-            "nl_retile", c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, *_RANGE
-        )
-        self.nl_embed = self.bind(
-            "nl_embed", c_int64, POINTER(Matrix), c_void_p, c_float, c_void_p, c_int64, *_RANGE
-        )
         self.nl_arena_alloc = self.bind("nl_arena_alloc", c_void_p, c_int64)
         self.nl_arena_free = self.bind("nl_arena_free", None, c_void_p, c_int64)
         self.nl_read = self.bind("nl_read", c_uint64, c_void_p, c_int64)
@@ -210,6 +199,7 @@ class Library:
         self._kernels = self.bind("nl_kernels", POINTER(Kernels), c_char_p)
 
     def bind(self, name: str, result: Any, *arguments: Any) -> Function:
+        """The C function ``name``, which returns ``result`` and takes ``arguments``, all types of ctypes."""
         function = getattr(self._handle, name)
         function.restype, function.argtypes = result, arguments
         return function  # type: ignore[no-any-return]  # ctypes functions are untyped

@@ -79,7 +79,8 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64
         group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
     for (int m = 0; m < M; ++m) {
         a[m] = rows.quants + m * blocks * kBlock, scales[m] = rows.meta + m * blocks * 4;
-        if constexpr (fine) rest[m] = rows.fine + m * blocks * kBlock, rest_sums[m] = rows.fine_sums + m * blocks;
+        if constexpr (fine)
+            rest[m] = rows.fine + m * blocks * kBlock, rest_sums[m] = rows.fine_sums + m * blocks;
     }
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);

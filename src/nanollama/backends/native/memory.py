@@ -4,9 +4,9 @@ from nanollama.backends.native.library import Library
 from nanollama.errors import BackendError
 
 ALIGNMENT = 64
-
-
+"""Bytes of a cache line."""
 PIECE = 64 << 20
+"""Bytes asked of the system at a time."""
 
 
 class Arena:

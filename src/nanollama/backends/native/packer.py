@@ -1,4 +1,4 @@
-"""Taking parameters in: packed GGUF tensors become R8 matrices, exactly, with the pool's threads.
+"""Taking parameters in: packed GGUF tensors become R8 matrices, exactly, once the queue has been worked off.
 
 A tensor whose type the kernels can't hold is decoded to float32 first: exact too, and larger. What was
 decoded so is listed.
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from nanollama.backends.native.library import Kind, Library, Matrix, Segment
 from nanollama.backends.native.memory import Arena
 from nanollama.backends.native.ops import NativeWeight
-from nanollama.backends.native.tape import Pool
+from nanollama.backends.native.repack import RepackQueue
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.quant.formats import FORMATS, QuantFormat
 
 
 class NativePacker:
-    """Packs each parameter into an arena. ``decoded`` names the tensors that had to become float32.
+    """Gives each parameter its place in an arena and queues its copy.
 
-    Of the ``n_bytes`` packed, ``embedding_bytes`` are the embedding's and ``expert_bytes`` all experts'.
+    ``decoded`` names the tensors that had to become float32. Of the ``n_bytes`` packed, ``embedding_bytes`` are the embedding's and ``expert_bytes`` all experts'.
     """
 
-    def __init__(self, library: Library, pool: Pool, arena: Arena) -> None:
+    def __init__(self, library: Library, queue: RepackQueue, arena: Arena) -> None:
         self.decoded: list[str] = []
         self.n_bytes = 0
         self.embedding_bytes = 0
         self.expert_bytes = 0
         self._library = library
-        self._pool = pool
+        self._queue = queue
         self._arena = arena
 
     def matrix(self, parts: Sequence[PackedTensor], biases: Sequence[PackedTensor]) -> NativeWeight:
@@ -82,11 +82,11 @@ class NativePacker:
             rows, kind = part.shape[0], self._library.nl_kind_of(fmt.type_id)
             address = self._take(self._library.nl_packed_bytes(kind, rows, columns))
             data = part.packed() if fmt == part.fmt else part.float32().view(np.uint8)
-            data = np.ascontiguousarray(data)
-            self._pool.retile(fmt.type_id, data.ctypes.data, fmt.nbytes(columns), rows, columns, address)
+            self._queue.add(
+                data, address, ggml_type=fmt.type_id, rows=rows, columns=columns, release=part.release
+            )
             segments[i] = Segment(data=address, rows=rows, out_column=column, kind=kind)
             column += rows
-            part.release()
         return Matrix(segments=segments, segment_count=len(parts), cols=columns)
 
     def _bias(self, biases: Sequence[PackedTensor]) -> int:

@@ -1,3 +1,4 @@
+// How threads share phases; pool.h says what they promise.
 #include "pool.h"
 
 #include <signal.h>
@@ -24,8 +25,9 @@ int64_t now_ns() {
     return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
 }
 
-// Within a job the next phase is microseconds away, and a sleep costs a wake-up of about fifty; between two jobs (a token is
-// being sampled) it is longer. Past that, somebody else has the core or nobody needs us: sleep.
+// Within a job the next phase is microseconds away, and a sleep costs a wake-up of about fifty; between two
+// jobs (a token is being sampled) it is longer. Past that, somebody else has the core or nobody needs us:
+// sleep.
 constexpr int64_t kSpinInJob = 50'000, kSpinBetweenJobs = 300'000;
 constexpr uint64_t kClosed = 0xFFFFFFFF;
 
@@ -40,10 +42,11 @@ void leave_signals_to_others() {
 }  // namespace
 
 Pool::Pool(int64_t threads) {
-    for (int64_t i = 1; i < threads; ++i) workers_.emplace_back([this] {
-        leave_signals_to_others();
-        work(false);
-    });
+    for (int64_t i = 1; i < threads; ++i)
+        workers_.emplace_back([this] {
+            leave_signals_to_others();
+            work(false);
+        });
 }
 
 Pool::~Pool() {
@@ -62,14 +65,16 @@ void Pool::run(Job* job) {
     work(true);
 }
 
-// Called by the only thread that knows that nobody works: before the first phase, and by whoever did the last unit.
+// Called by the only thread that knows that nobody works: before the first phase, and by whoever did the last
+// unit.
 void Pool::open_phase() {
     int64_t units = 0, chunk = 1;
     job_.load(std::memory_order_relaxed)->next(&units, &chunk);
     const uint32_t last = phase_.load(std::memory_order_relaxed);
     // Even numbers are phases of a job, odd ones the idle times between jobs.
     const uint32_t phase = units == 0 ? (last | 1) + (last & 1) * 2 : last + 2 - (last & 1);
-    // Closed before `units_` changes, so that no late thread can take a unit of the old phase that was never there.
+    // Closed before `units_` changes, so that no late thread can take a unit of the old phase that was never
+    // there.
     ticket_.store(uint64_t(phase) << 32 | kClosed, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     chunk_.store(chunk, std::memory_order_relaxed);
@@ -77,7 +82,9 @@ void Pool::open_phase() {
     ticket_.store(uint64_t(phase) << 32, std::memory_order_release);
     phase_.store(phase, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-        { std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep has seen the phase or sleeps by now
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+        }  // whoever is about to sleep has seen the phase or sleeps by now
         changed_.notify_all();
     }
 }
@@ -99,16 +106,21 @@ uint32_t Pool::wait_for_change(uint32_t seen) {
 
 // Takes and runs units of one phase until there are none left to take.
 void Pool::work_on(uint32_t phase) {
-    // What a thread reads here may be of a later phase than it believes: it then fails to take a ticket of its own phase.
-    const int64_t units = units_.load(std::memory_order_acquire), chunk = chunk_.load(std::memory_order_relaxed);
+    // What a thread reads here may be of a later phase than it believes: it then fails to take a ticket of
+    // its own phase.
+    const int64_t units = units_.load(std::memory_order_acquire),
+                  chunk = chunk_.load(std::memory_order_relaxed);
     Job* job = job_.load(std::memory_order_relaxed);
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (uint32_t(ticket >> 32) == phase && int64_t(uint32_t(ticket)) < units) {
-        if (!ticket_.compare_exchange_weak(ticket, ticket + uint64_t(chunk), std::memory_order_acq_rel)) continue;
+        if (!ticket_.compare_exchange_weak(ticket, ticket + uint64_t(chunk), std::memory_order_acq_rel))
+            continue;
         const int64_t begin = int64_t(uint32_t(ticket)), end = begin + chunk < units ? begin + chunk : units;
         job->run(begin, end);
-        // acq_rel: whoever sees the last unit done sees what all threads wrote, and hands it on with the next phase.
-        if (done_.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == units) return open_phase();
+        // acq_rel: whoever sees the last unit done sees what all threads wrote, and hands it on with the next
+        // phase.
+        if (done_.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == units)
+            return open_phase();
         ticket = ticket_.load(std::memory_order_acquire);
     }
 }

@@ -1,8 +1,10 @@
-// Threads that work through a sequence of phases, each a number of units that may run in any order and at once.
+// Threads that work through a sequence of phases, each a number of units that may run in any order and at
+// once.
 //
-// Units are handed out in chunks, and a phase ends when its last unit is done, not when every thread has come by: a thread
-// that the system has taken off its core holds nobody up unless it holds a chunk. Whoever finishes the last unit prepares the
-// next phase and runs what is too small to share; the others spin for a moment and then sleep.
+// Units are handed out in chunks, and a phase ends when its last unit is done, not when every thread has come
+// by: a thread that the system has taken off its core holds nobody up unless it holds a chunk. Whoever
+// finishes the last unit prepares the next phase and runs what is too small to share; the others spin for a
+// moment and then sleep.
 #pragma once
 #include <stdint.h>
 
@@ -43,8 +45,8 @@ class Pool {
 
     std::vector<std::thread> workers_;
     std::atomic<Job*> job_{nullptr};
-    // The ticket: phase number in the upper half, next unit in the lower. A thread that comes late with an old phase number
-    // can't take a unit of a newer phase.
+    // The ticket: phase number in the upper half, next unit in the lower. A thread that comes late with an
+    // old phase number can't take a unit of a newer phase.
     std::atomic<uint64_t> ticket_{0};
     std::atomic<uint32_t> phase_{1};  // even: a phase of a job; odd: idle
     std::atomic<int64_t> units_{0};

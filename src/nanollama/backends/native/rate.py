@@ -6,6 +6,7 @@ from nanollama.backends.native.library import Library
 from nanollama.backends.native.memory import Arena
 from nanollama.backends.native.ops import FLOAT, NativeOps, Value
 from nanollama.backends.native.packer import NativePacker
+from nanollama.backends.native.repack import RepackQueue
 from nanollama.backends.native.tape import AttentionPlan, Pool, Rotation, Step, array_of
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.random_weights import random_blocks
@@ -23,7 +24,10 @@ def mac_rate(library: Library, threads: int) -> float:
     tensor = PackedTensor("random", fmt, (SIZE, SIZE), lambda: random_blocks(fmt, SIZE * SIZE, 1.0, 0))
     pool, arena = Pool(library, threads), Arena(library)
     try:
-        weight = NativePacker(library, pool, arena).matrix([tensor], [])
+        queue = RepackQueue(pool)
+        weight = NativePacker(library, queue, arena).matrix([tensor], [])
+        queue.start()
+        queue.wait()
         ops = NativeOps(lambda name, n_bytes: arena.take(n_bytes), [], lambda call: None, ROWS)
         ops.linear(Value(arena.take(ROWS * SIZE * FLOAT), SIZE, SIZE), weight)
         tape = array_of(ops.tape.ops)

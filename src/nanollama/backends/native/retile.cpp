@@ -319,8 +319,8 @@ int64_t nl_packed_bytes(int64_t kind, int64_t rows, int64_t cols) {
     return nl::groups_of(rows) * nl::planes_of(kind, cols).group;
 }
 
-int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, const int64_t* row_index,
-                  int64_t rows, int64_t cols, uint8_t* out, int64_t begin, int64_t end) {
+int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
+                  uint8_t* out, int64_t begin, int64_t end) {
     const int64_t kind = nl::kind_of(ggml_type);
     if (kind < 0 || !nl::fits(kind, cols)) return -1;
     const nl::Planes planes = nl::planes_of(kind, cols);
@@ -328,8 +328,8 @@ int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, c
         uint8_t* group = out + g * planes.group;
         if ((g + 1) * nl::kRows > rows) memset(group, 0, size_t(planes.group));  // the rows of padding
         for (int row = 0; row < nl::kRows && g * nl::kRows + row < rows; ++row) {
-            const int64_t at = row_index ? row_index[g * nl::kRows + row] : g * nl::kRows + row;
-            nl::pack_row_of(ggml_type, source + at * row_bytes, cols, planes, group, row);
+            const uint8_t* from = source + (g * nl::kRows + row) * row_bytes;
+            nl::pack_row_of(ggml_type, from, cols, planes, group, row);
         }
     }
     return 0;

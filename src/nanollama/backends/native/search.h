@@ -1,7 +1,5 @@
-// Argmax and top-k over logits: one pass, eight at a time, with a cheap test that almost always says no.
+// The k largest of a row: one pass, eight numbers at a time, with a cheap test that almost always says no.
 #pragma once
-#include <math.h>
-
 #include "simd.h"
 
 namespace nl {
@@ -11,26 +9,6 @@ NL_INLINE bool any(I8 mask) {
     int64_t words[4];
     memcpy(words, &mask, 32);
     return (words[0] | words[1] | words[2] | words[3]) != 0;
-}
-
-inline int64_t argmax(const float* x, int64_t begin, int64_t end, float* value) {
-    float best = -INFINITY;
-    int64_t index = -1;
-    for (int64_t i = begin; i < end;) {
-        if (index >= 0 && i + 32 <= end) {
-            const F8 top = all(best);
-            if (!any((load(x + i) > top) | (load(x + i + 8) > top) | (load(x + i + 16) > top) |
-                     (load(x + i + 24) > top))) {
-                i += 32;
-                continue;
-            }
-        }
-        const int64_t stop = i + 32 < end ? i + 32 : end;
-        for (; i < stop; ++i)
-            if (x[i] > best || (index < 0 && x[i] == best)) best = x[i], index = i;
-    }
-    *value = best;
-    return index;
 }
 
 // The candidate that leaves first: the smaller value, of equals the later one.
@@ -57,20 +35,21 @@ NL_INLINE void sift_down(float* values, int32_t* indices, int64_t root, int64_t 
     indices[root] = index;
 }
 
-inline int64_t top_k(const float* x, int64_t begin, int64_t end, int64_t k, float* values, int32_t* indices) {
-    int64_t count = 0, i = begin;
-    for (; i < end && count < k; ++i) {
+// The k largest of x [size], descending, equals in index order; NaN is left out. Returns how many were found.
+inline int64_t top_k(const float* x, int64_t size, int64_t k, float* values, int32_t* indices) {
+    int64_t count = 0, i = 0;
+    for (; i < size && count < k; ++i) {
         if (x[i] != x[i]) continue;
         values[count] = x[i];
         indices[count++] = int32_t(i);
     }
     for (int64_t root = count / 2 - 1; root >= 0; --root) sift_down(values, indices, root, count);
-    while (i < end && count > 0) {
-        if (i + 8 <= end && !any(load(x + i) > all(values[0]))) {
+    while (i < size && count > 0) {
+        if (i + 8 <= size && !any(load(x + i) > all(values[0]))) {
             i += 8;
             continue;
         }
-        const int64_t stop = i + 8 < end ? i + 8 : end;
+        const int64_t stop = i + 8 < size ? i + 8 : size;
         for (; i < stop; ++i) {
             if (!(x[i] > values[0])) continue;
             values[0] = x[i];
@@ -78,8 +57,8 @@ inline int64_t top_k(const float* x, int64_t begin, int64_t end, int64_t k, floa
             sift_down(values, indices, 0, count);
         }
     }
-    for (int64_t last = count - 1; last > 0;
-         --last) {  // heap sort: the root, which leaves first, goes to the end
+    // Heap sort: the root, which leaves first, goes to the end.
+    for (int64_t last = count - 1; last > 0; --last) {
         const float value = values[0];
         const int32_t index = indices[0];
         values[0] = values[last];

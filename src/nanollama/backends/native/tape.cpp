@@ -1,3 +1,4 @@
+// Replaying: what each kind of record counts, how it is cut into chunks, and which kernel runs it.
 #include "tape.h"
 
 #include <string.h>
@@ -17,7 +18,8 @@ struct NlPool {
 namespace nl {
 namespace {
 
-// Up to this many elements, handing a record out costs more than running it: whoever finished the phase before does it alone.
+// Up to this many elements, handing a record out costs more than running it: whoever finished the phase
+// before does it alone.
 constexpr int64_t kSmall = 4096;
 
 // Weights in a chunk of a matrix multiplication: of 4-bit ones, these are 64 to 512 KB.
@@ -52,7 +54,8 @@ void group(NlRouting& routing, int64_t rows) {
 
 class Replay final : public Job {
   public:
-    Replay(const NlKernels* kernels, const NlOp* ops, int64_t count, const NlStep* step, int64_t threads, int64_t* elapsed)
+    Replay(const NlKernels* kernels, const NlOp* ops, int64_t count, const NlStep* step, int64_t threads,
+           int64_t* elapsed)
         : k_(kernels), ops_(ops), count_(count), step_(step), threads_(threads), elapsed_(elapsed) {}
 
     void next(int64_t* units, int64_t* chunk) override {
@@ -78,7 +81,9 @@ class Replay final : public Job {
     void run_rare(const NlOp& op, int64_t begin, int64_t end) const;
     void run_experts(const NlOp& op, int64_t begin, int64_t end) const;
 
-    int64_t rows_of(const NlOp& op) const { return (op.on_logit_rows ? step_->logit_rows : step_->rows) * op.per_token; }
+    int64_t rows_of(const NlOp& op) const {
+        return (op.on_logit_rows ? step_->logit_rows : step_->rows) * op.per_token;
+    }
 
     // What [begin, end) counts, by kind of record.
     int64_t units_of(const NlOp& op) const {
@@ -98,7 +103,8 @@ class Replay final : public Job {
 
     static int64_t groups_of(const NlOp& op) {
         int64_t groups = 0;
-        for (int64_t i = 0; i < op.matrix->segment_count; ++i) groups += divided_up(op.matrix->segments[i].rows, 8);
+        for (int64_t i = 0; i < op.matrix->segment_count; ++i)
+            groups += divided_up(op.matrix->segments[i].rows, 8);
         return groups;
     }
 
@@ -121,9 +127,10 @@ class Replay final : public Job {
     int64_t chunk_of(const NlOp& op, int64_t units) const {
         if (op.kind == NL_OP_ATTEND) return 1;
         if (op.kind != NL_OP_MATMUL && op.kind != NL_OP_EXPERTS) return divided_up(units, threads_ * 4);
-        // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk runs, nobody else
-        // has work. Tiles take groups of 8 rows in twos.
-        const int64_t least = divided_up(kLeastWeights, 8 * op.cols), most = divided_up(kMostWeights, 8 * op.cols);
+        // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk
+        // runs, nobody else has work. Tiles take groups of 8 rows in twos.
+        const int64_t least = divided_up(kLeastWeights, 8 * op.cols),
+                      most = divided_up(kMostWeights, 8 * op.cols);
         const int64_t even = divided_up(units, threads_ * 16);
         return (std::min(std::max(even, least), most) + 1) & ~int64_t(1);
     }
@@ -150,11 +157,12 @@ void Replay::run(int64_t begin, int64_t end) {
     const NlStep& step = *step_;
     switch (op.kind) {
         case NL_OP_EMBED:
-            nl_embed(op.matrix, step.token_ids + begin, op.value, op.out + begin * op.out_stride, op.out_stride, 0, end - begin);
+            nl_embed(op.matrix, step.token_ids + begin, op.value, op.out + begin * op.out_stride,
+                     op.out_stride, 0, end - begin);
             break;
         case NL_OP_NORM:
-            k_->rms_norm(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.weight, op.value, op.out, op.out_stride,
-                         op.quantized, begin, end);
+            k_->rms_norm(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.weight, op.value, op.out,
+                         op.out_stride, op.quantized, begin, end);
             break;
         case NL_OP_MATMUL:
             k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, 0, begin, end);
@@ -162,14 +170,14 @@ void Replay::run(int64_t begin, int64_t end) {
         case NL_OP_HEAD_NORM:
             for (int64_t row = begin; row < end; ++row) {
                 float* heads = op.x + row * op.x_stride;
-                k_->rms_norm(heads, op.head_dim, op.head_dim, nullptr, 0, op.weight, op.value, heads, op.head_dim, nullptr, 0,
-                             op.heads);
+                k_->rms_norm(heads, op.head_dim, op.head_dim, nullptr, 0, op.weight, op.value, heads,
+                             op.head_dim, nullptr, 0, op.heads);
             }
             break;
         case NL_OP_ROPE: {
             const NlRotation& rotation = step.rotations[op.rope];
-            k_->rope(op.x, op.x_stride, op.heads, op.head_dim, op.rope_dim, step.row_numbers, rotation.cos, rotation.sin, begin,
-                     end);
+            k_->rope(op.x, op.x_stride, op.heads, op.head_dim, op.rope_dim, step.row_numbers, rotation.cos,
+                     rotation.sin, begin, end);
             break;
         }
         case NL_OP_STORE:
@@ -177,19 +185,24 @@ void Replay::run(int64_t begin, int64_t end) {
             break;
         case NL_OP_ATTEND: {
             const int64_t next = end - 1 + threads_;  // the others take those in between
-            k_->attention(op.attention, step.plans[op.plan].items, begin, end, next < units_of(op) ? next : -1);
+            k_->attention(op.attention, step.plans[op.plan].items, begin, end,
+                          next < units_of(op) ? next : -1);
             break;
         }
         case NL_OP_MERGE: k_->attention_merge(op.attention, step.plans[op.plan].merges, begin, end); break;
         case NL_OP_QUANTIZE: k_->quantize(op.quantized, begin, end); break;
         case NL_OP_ACTIVATE:
-            k_->activate(op.activation, op.x, op.in, op.x_stride, op.cols, op.out, op.out_stride, op.quantized, begin, end);
+            k_->activate(op.activation, op.x, op.in, op.x_stride, op.cols, op.out, op.out_stride,
+                         op.quantized, begin, end);
             break;
         case NL_OP_GATHER:
             for (int64_t row = begin; row < end; ++row)
-                memcpy(op.out + row * op.out_stride, op.x + step.logit_index[row] * op.x_stride, size_t(op.cols) * sizeof(float));
+                memcpy(op.out + row * op.out_stride, op.x + step.logit_index[row] * op.x_stride,
+                       size_t(op.cols) * sizeof(float));
             break;
-        case NL_OP_ADD: k_->add(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.quantized, begin, end); break;
+        case NL_OP_ADD:
+            k_->add(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.quantized, begin, end);
+            break;
         case NL_OP_SOFTCAP: k_->softcap(op.x, op.x_stride, op.cols, op.value, begin, end); break;
         default: run_rare(op, begin, end);
     }
@@ -201,7 +214,8 @@ void Replay::run_rare(const NlOp& op, int64_t begin, int64_t end) const {
         case NL_OP_RESIZE:
             for (int64_t row = begin; row < end; ++row)
                 for (int64_t head = 0; head < op.heads; ++head)
-                    memcpy(op.out + row * op.out_stride + head * op.out_head_dim, op.x + row * op.x_stride + head * op.head_dim,
+                    memcpy(op.out + row * op.out_stride + head * op.out_head_dim,
+                           op.x + row * op.x_stride + head * op.head_dim,
                            size_t(std::min(op.head_dim, op.out_head_dim)) * sizeof(float));
             break;
         case NL_OP_ROUTE: k_->route(op.routing, op.x, op.x_stride, begin, end); break;
@@ -237,35 +251,32 @@ void Replay::run_experts(const NlOp& op, int64_t begin, int64_t end) const {
             x.fine_sums += from * (x.cols / 32);
         }
         const float* bias = op.bias ? op.bias + expert * op.out_stride : nullptr;
-        k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias, 0, unit - first,
-                   until - first);
+        k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias, 0,
+                   unit - first, until - first);
         unit = until;
     }
 }
 
 class Retile final : public Job {
   public:
-    Retile(int64_t type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols, uint8_t* out)
-        : type_(type), source_(source), row_bytes_(row_bytes), rows_(rows), cols_(cols), out_(out) {}
+    Retile(const NlRetile* matrices, int64_t count) : matrix_(matrices - 1), end_(matrices + count) {}
 
     void next(int64_t* units, int64_t* chunk) override {
-        *units = started_ ? 0 : divided_up(rows_, 8);
+        *units = ++matrix_ < end_ ? divided_up(matrix_->rows, 8) : 0;
         *chunk = 16;
-        started_ = true;
     }
 
     void run(int64_t begin, int64_t end) override {
-        if (nl_retile(type_, source_, row_bytes_, nullptr, rows_, cols_, out_, begin, end) != 0) failed_ = true;
+        const NlRetile& m = *matrix_;
+        if (nl_retile(m.ggml_type, m.source, m.row_bytes, m.rows, m.cols, m.out, begin, end) != 0)
+            failed_ = true;
     }
 
     bool failed() const { return failed_; }
 
   private:
-    int64_t type_;
-    const uint8_t* source_;
-    int64_t row_bytes_, rows_, cols_;
-    uint8_t* out_;
-    bool started_ = false;
+    const NlRetile* matrix_;
+    const NlRetile* end_;
     std::atomic<bool> failed_{false};
 };
 
@@ -290,9 +301,8 @@ void nl_replay(NlPool* pool, const NlKernels* kernels, const NlOp* ops, int64_t 
     pool->pool.run(&replay);
 }
 
-int64_t nl_pool_retile(NlPool* pool, int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
-                       uint8_t* out) {
-    nl::Retile retile(ggml_type, source, row_bytes, rows, cols, out);
+int64_t nl_pool_retile(NlPool* pool, const NlRetile* matrices, int64_t count) {
+    nl::Retile retile(matrices, count);
     pool->pool.run(&retile);
     return retile.failed() ? -1 : 0;
 }

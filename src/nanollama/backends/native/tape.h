@@ -1,7 +1,8 @@
 // The tape: one step of a model as an array of records, and the threads that replay it.
 //
-// Python describes a model once, as records over fixed buffers. A step only says how many rows there are, where their tokens
-// lie in the cache, and which rows' logits are wanted; one call replays the records for it.
+// Python describes a model once, as records over fixed buffers. A step only says how many rows there are,
+// where their tokens lie in the cache, and which rows' logits are wanted; one call replays the records for
+// it.
 #pragma once
 #include <stdint.h>
 
@@ -74,12 +75,22 @@ struct NlRotation {
 struct NlStep {
     int64_t rows;
     int64_t logit_rows;
-    const int32_t* token_ids;     // [rows]
-    const int32_t* row_numbers;   // 0, 1, 2, ...: the rows' places in the rotation tables
-    const int64_t* slots;         // [rows]: where each token goes in the cache
-    const int64_t* logit_index;   // [logit_rows]
+    const int32_t* token_ids;    // [rows]
+    const int32_t* row_numbers;  // 0, 1, 2, ...: the rows' places in the rotation tables
+    const int64_t* slots;        // [rows]: where each token goes in the cache
+    const int64_t* logit_index;  // [logit_rows]
     const NlAttentionPlan* plans;
     const NlRotation* rotations;
+};
+
+// One matrix to pack: `rows` rows of a GGUF type, `row_bytes` from one to the next, to R8 groups at `out`.
+struct NlRetile {
+    int64_t ggml_type;
+    const uint8_t* source;
+    int64_t row_bytes;
+    int64_t rows;
+    int64_t cols;
+    uint8_t* out;
 };
 
 struct NlPool;
@@ -90,13 +101,14 @@ struct NlPool;
 NlPool* nl_pool_create(int64_t threads);
 void nl_pool_free(NlPool*);
 
-// Replays the records for one step, on the calling thread and the pool's. One call at a time for each pool. With `elapsed`
-// (nanoseconds by op kind, NL_OP_KINDS long) the time of each record is added there.
-void nl_replay(NlPool*, const NlKernels*, const NlOp* ops, int64_t op_count, const NlStep* step, int64_t* elapsed);
+// Replays the records for one step, on the calling thread and the pool's. One call at a time for each pool.
+// With `elapsed` (nanoseconds by op kind, NL_OP_KINDS long) the time of each record is added there.
+void nl_replay(NlPool*, const NlKernels*, const NlOp* ops, int64_t op_count, const NlStep* step,
+               int64_t* elapsed);
 
-// Runs nl_retile over all groups of 8 rows on the pool's threads. Returns what nl_retile returns.
-int64_t nl_pool_retile(NlPool*, int64_t ggml_type, const uint8_t* source, int64_t row_bytes, int64_t rows, int64_t cols,
-                       uint8_t* out);
+// Runs nl_retile for each matrix, over all its groups of 8 rows, on the calling thread and the pool's.
+// Returns -1 if one of them can't be packed.
+int64_t nl_pool_retile(NlPool*, const NlRetile* matrices, int64_t count);
 
 #pragma GCC visibility pop
 }

@@ -104,6 +104,19 @@ class Step(Structure):
     )
 
 
+class Retile(Structure):
+    """``NlRetile``: a matrix to pack, from addresses of GGUF rows to addresses of R8 groups."""
+
+    _fields_ = (
+        ("ggml_type", c_int64),
+        ("source", c_void_p),
+        ("row_bytes", c_int64),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("out", c_void_p),
+    )
+
+
 class Pool:
     """Persistent threads, the caller's included. One replay at a time. Asleep when there is nothing to do."""
 
@@ -119,9 +132,7 @@ class Pool:
         self._replay = library.bind(
             "nl_replay", None, c_void_p, c_void_p, c_void_p, c_int64, POINTER(Step), c_void_p
         )
-        self._retile = library.bind(
-            "nl_pool_retile", c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p
-        )
+        self._retile = library.bind("nl_pool_retile", c_int64, c_void_p, POINTER(Retile), c_int64)
         self._pool = self._create(threads)
         if not self._pool:
             raise BackendError(f"{threads} threads could not be started; use fewer (--threads)")
@@ -136,11 +147,9 @@ class Pool:
         self._replay(self._pool, byref(kernels), ops, len(ops), byref(step), elapsed)
         return {kind: elapsed[kind] for kind in OpKind}
 
-    def retile(
-        self, ggml_type: int, source: int, row_bytes: int, rows: int, columns: int, target: int
-    ) -> None:
-        """Pack ``rows`` GGUF rows from address ``source`` to address ``target``."""
-        failed = self._retile(self._pool, ggml_type, source, row_bytes, rows, columns, target)
+    def retile(self, matrices: "ctypes.Array[Retile]") -> None:
+        """Pack matrices one after the other."""
+        failed = self._retile(self._pool, matrices, len(matrices))
         assert not failed, "the caller asked nl_kind_of before"
 
     def close(self) -> None:

@@ -4,7 +4,6 @@
 #include "elementwise.h"
 #include "experts.h"
 #include "matmul.h"
-#include "search.h"
 
 #define NL_STRING(x) #x
 #define NL_NAME(x) NL_STRING(x)
@@ -14,9 +13,19 @@ namespace NL_VARIANT {
 
 extern const NlKernels kernels;
 const NlKernels kernels = {
-    NL_NAME(NL_VARIANT), matmul,  quantize, rms_norm,  add,     rope,
-    activate,            softcap, route,    combine,   store_kv, attention,
-    attention_merge,     argmax,  top_k,
+    NL_NAME(NL_VARIANT),
+    matmul,
+    quantize,
+    rms_norm,
+    add,
+    rope,
+    activate,
+    softcap,
+    route,
+    combine,
+    store_kv,
+    attention,
+    attention_merge,
 };
 
 }  // namespace NL_VARIANT

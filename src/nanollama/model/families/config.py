@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanollama.errors import FormatError
-from nanollama.model.families.metadata import MAX_NUMBER, MAX_SIZE
+from nanollama.model.families.metadata import MAX_SIZE, is_positive
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config:
         value = self._get(name)
         if value is None and default is not None:
             return default
-        if not _is_positive(value):
+        if not is_positive(value):
             raise self._wrong(name, value, "a positive number")
         return float(value)
 
@@ -72,7 +72,7 @@ class Config:
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
         """``length`` positive finite floats; raises FormatError like :meth:`size`."""
         value = self._get(name)
-        if not isinstance(value, list) or len(value) != length or not all(map(_is_positive, value)):
+        if not isinstance(value, list) or len(value) != length or not all(map(is_positive, value)):
             raise self._wrong(name, value, f"a list of {length} positive numbers")
         return tuple(float(item) for item in value)
 
@@ -119,7 +119,3 @@ class Config:
     def _wrong(self, name: str, value: object, expected: str) -> FormatError:
         shown = "missing" if value is None else repr(value)[:60]
         return FormatError(f"{self.where}{name} in config.json is {shown}; expected {expected}")
-
-
-def _is_positive(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < MAX_NUMBER

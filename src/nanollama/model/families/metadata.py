@@ -6,15 +6,15 @@ the value.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from nanollama.errors import FormatError
 
 MAX_SIZE = 1 << 24
 """No width, head count or vocabulary of a real model comes near 16 million: such a file is damaged."""
 
-MAX_NUMBER = 1e12
-"""Rotary bases, the largest numbers in use, reach 1e9."""
+MIN_NUMBER, MAX_NUMBER = 1e-30, 1e12
+"""Norms' epsilons, the smallest numbers in use, are 1e-6, and rotary bases, the largest, 1e9."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Metadata:
         key, value = self._get(name)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
+        if not is_positive(value):
             raise FormatError(f"{key} is {_shown(value)}; expected a positive number")
         return float(value)
 
@@ -72,6 +72,11 @@ class Metadata:
         if not isinstance(value, str):
             raise FormatError(f"{key} is {_shown(value)}; expected a text")
         return value
+
+
+def is_positive(value: object) -> TypeGuard[int | float]:
+    """Whether this is a number as models state it: neither 0 nor so small or large that squares are."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and MIN_NUMBER < value < MAX_NUMBER
 
 
 def _shown(value: object) -> str:

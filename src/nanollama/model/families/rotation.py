@@ -81,9 +81,9 @@ def _scaled(kind: str, scaling: Config, config: Config, shape: Shape, theta: flo
     if kind == "linear":
         return RopeSpec(rope.linear(base, factor))
     if kind == "dynamic":
-        longest = rope.dynamic(theta, dim, factor=factor, stretch=factor)
+        rope.dynamic(base, factor=factor, stretch=factor)  # a head of one pair has no such scaling
         trained = config.size("max_position_embeddings", maximum=MAX_CONTEXT)
-        return RopeSpec(base, long_frequencies=longest, short_context=trained)
+        return RopeSpec(base, short_context=trained, dynamic_factor=factor)
     if kind == "llama3":
         return RopeSpec(
             rope.llama3(

@@ -15,6 +15,8 @@ from nanollama.model.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, N
 
 MAX_LAYERS = 4096
 MAX_CONTEXT = 1 << 31
+MAX_HEAD = 1 << 16
+"""Each pair of a head's elements has a frequency, computed before any tensor's size could contradict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Shape:
         """The sizes in a GGUF file; raises FormatError for one that is missing or out of range."""
         hidden_size = meta.size("embedding_length")
         num_heads = meta.size("attention.head_count")
-        stated = meta.size("attention.key_length", 0)
+        stated = meta.size("attention.key_length", 0, maximum=MAX_HEAD)
         return cls(
             vocab_size=meta.vocab_size,
             hidden_size=hidden_size,
@@ -60,7 +62,7 @@ class Shape:
             config.expect(key, activation)
         hidden_size = config.size("hidden_size")
         num_heads = config.size("num_attention_heads")
-        stated = config.size("head_dim", 0)
+        stated = config.size("head_dim", 0, maximum=MAX_HEAD)
         return cls(
             vocab_size=config.size("vocab_size"),
             hidden_size=hidden_size,

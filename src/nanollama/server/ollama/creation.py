@@ -30,7 +30,7 @@ def read_parameters(value: Any) -> dict[str, ParameterValue]:
             if given is not None and name not in DEPRECATED
         }
     except UsageError as error:
-        raise invalid(f"Parameter {error}.", "parameters", "invalid_value") from None
+        raise invalid(f"{error}.", "parameters", "invalid_value") from None
 
 
 def read_files(value: Any) -> tuple[str, Digest] | None:

@@ -1,107 +1,59 @@
 """Models as Ollama's clients read them: what was found on disk in, objects of ``tags``, ``ps``, ``show`` out.
 
-The details come from the header of a file, which is read once for each file and state of it.
+The details come from the headers of files, which are read once for each file and state of it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nanollama.errors import NanollamaError
+from nanollama.formats.details import Details, TensorLine, read_details
+from nanollama.formats.gguf import GGUFFile
 from nanollama.server.ollama.durations import expiry_text, moment_text
 from nanollama.server.pool import Resident
 from nanollama.server.problems import JSON
 from nanollama.server.source import Found
 from nanollama.store.recipe import Recipe, recipe_to_json
 
-LONG_ARRAY = 16
-"""Lists of metadata beyond this length are shown only to those who ask for everything."""
+LONG_ARRAY = 5
+"""A list of metadata that is longer is shown empty, as Ollama does, but to those who ask for everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the files of a model say. ``tensors`` holds name, type and shape of each."""
-
-    format: str
-    family: str = ""
-    parameters: int = 0
-    quantization: str = ""
-    context_length: int | None = None
-    embedding_length: int | None = None
-    template: str = ""
-    info: Mapping[str, Any] = field(default_factory=dict)
-    tensors: tuple[JSON, ...] = ()
-
-
-def facts_of(found: Found) -> Facts:
-    """The facts of a model; of a file that can't be read only its format."""
+def facts_of(found: Found) -> Details | None:
+    """What the files of a model say of themselves, ``None`` if they can't be read."""
     try:
-        stamp = found.path.stat().st_mtime_ns
+        return _facts(found.path, found.path.stat().st_mtime_ns)
     except OSError:
-        return Facts("gguf")
-    return _facts(found.path, stamp)
+        return None
 
 
 @lru_cache(maxsize=256)
-def _facts(path: Path, _stamp: int) -> Facts:
-    is_folder = path.is_dir()
+def _facts(path: Path, _stamp: int) -> Details | None:
     try:
-        return _of_folder(path) if is_folder else _of_gguf(path)
+        return read_details(path)
     except (NanollamaError, OSError, ValueError):
-        return Facts("safetensors" if is_folder else "gguf")
+        return None
 
 
-def _of_gguf(path: Path) -> Facts:
-    from nanollama.formats.gguf import GGUFFile
-
-    file = GGUFFile(path)
-    try:
-        info = {key: _plain(value) for key, value in file.metadata.items()}
-        family = str(info.get("general.architecture", ""))
-        tensors = [_tensor(each.name, each.fmt.name, each.shape) for each in file.tensors.values()]
-    finally:
-        file.close()
-    return Facts(
-        "gguf",
-        family,
-        _count(tensors),
-        _most_common(tensors),
-        _whole(info.get(f"{family}.context_length")),
-        _whole(info.get(f"{family}.embedding_length")),
-        str(info.get("tokenizer.chat_template", "")),
-        {**info, "general.parameter_count": _count(tensors)},
-        tuple(tensors),
-    )
+def _model_info(path: Path, facts: Details, *, verbose: bool) -> JSON:
+    """The metadata of a GGUF file, or what a ``config.json`` says, under the names of GGUF."""
+    if facts.format == "safetensors":
+        family = facts.architecture or ""
+        return {
+            "general.architecture": family,
+            "general.parameter_count": facts.parameters,
+            f"{family}.context_length": facts.context_length,
+            f"{family}.embedding_length": facts.embedding_length,
+        }
+    with GGUFFile(path) as file:
+        hidden = {key for key in file.metadata if not verbose and (file.array_length(key) or 0) > LONG_ARRAY}
+        info = {key: [] if key in hidden else _plain(file.metadata[key]) for key in file.metadata}
+    return {**info, "general.parameter_count": facts.parameters}
 
 
-def _of_folder(path: Path) -> Facts:
-    from nanollama.formats.details import read_details
-
-    details = read_details(path)
-    family = details.architecture or ""
-    info = {
-        "general.architecture": family,
-        "general.parameter_count": details.parameters,
-        f"{family}.context_length": details.context_length,
-        f"{family}.embedding_length": details.embedding_length,
-    }
-    return Facts(
-        "safetensors",
-        family,
-        details.parameters,
-        details.quantization or "",
-        details.context_length,
-        details.embedding_length,
-        details.template or "",
-        info,
-        tuple(_tensor(each.name, each.type, each.shape) for each in details.tensors),
-    )
-
-
-def _tensor(name: str, kind: str, shape: tuple[int, ...]) -> JSON:
-    return {"name": name, "type": kind, "shape": list(shape)}
+def _tensor(each: TensorLine) -> JSON:
+    return {"name": each.name, "type": each.type, "shape": list(each.shape)}
 
 
 def _plain(value: Any) -> Any:
@@ -113,28 +65,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not -1e308 < value < 1e308:
         return None
     return value
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _count(tensors: list[JSON]) -> int:
-    total = 0
-    for tensor in tensors:
-        size = 1
-        for length in tensor["shape"]:
-            size *= length
-        total += size
-    return total
-
-
-def _most_common(tensors: list[JSON]) -> str:
-    """The type that most of the weights have."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor["type"]] = sizes.get(tensor["type"], 0) + _count([tensor])
-    return max(sizes, key=lambda kind: sizes[kind], default="")
 
 
 def parameter_size(count: int) -> str:
@@ -149,16 +79,21 @@ def parameter_size(count: int) -> str:
 def details_of(found: Found) -> JSON:
     facts = facts_of(found)
     parent = found.record.parent if found.record is not None else None
+    family = (facts and facts.architecture) or ""
     return {
         "parent_model": parent or "",
-        "format": facts.format,
-        "family": facts.family,
-        "families": [facts.family] if facts.family else [],
-        "parameter_size": parameter_size(facts.parameters) if facts.parameters else "",
-        "quantization_level": facts.quantization,
-        "context_length": facts.context_length,
-        "embedding_length": facts.embedding_length,
+        "format": facts.format if facts is not None else _format(found),
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": parameter_size(facts.parameters) if facts and facts.parameters else "",
+        "quantization_level": (facts and facts.quantization) or "",
+        "context_length": facts and facts.context_length,
+        "embedding_length": facts and facts.embedding_length,
     }
+
+
+def _format(found: Found) -> str:
+    return "safetensors" if found.path.is_dir() else "gguf"
 
 
 def tag_of(found: Found) -> JSON:
@@ -192,26 +127,22 @@ def running_of(resident: Resident) -> JSON:
 def shown_model(found: Found, *, verbose: bool) -> JSON:
     """The answer of ``/api/show``."""
     facts, recipe = facts_of(found), found.recipe
-    info = {
-        key: value if verbose or not isinstance(value, list) or len(value) <= LONG_ARRAY else None
-        for key, value in facts.info.items()
-    }
     shown: JSON = {
         "license": "\n".join(recipe.licences),
         "modelfile": _modelfile(found),
         "parameters": parameter_lines(recipe),
-        "template": recipe.template or facts.template,
+        "template": recipe.template or (facts and facts.template) or "",
         "system": recipe.system or "",
         "details": details_of(found),
         "messages": recipe_to_json(recipe).get("messages", []),
-        "model_info": info,
+        "model_info": {} if facts is None else _model_info(found.path, facts, verbose=verbose),
         "capabilities": ["completion"],
         "modified_at": moment_text(found.modified),
     }
     if recipe.requires is not None:
         shown["requires"] = recipe.requires
-    if verbose:
-        shown["tensors"] = list(facts.tensors)
+    if verbose and facts is not None:
+        shown["tensors"] = [_tensor(each) for each in facts.tensors]
     return shown
 
 

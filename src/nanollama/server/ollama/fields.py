@@ -89,6 +89,8 @@ class Asking(Body):
     @classmethod
     def read(cls, given: JSON) -> Self:
         """As ``Body.read``; what needs a capability that is lacking is refused first."""
+        if not given.get("model"):
+            raise invalid("model is required", "model", "missing_required_parameter")
         for name, lacks in cls.lacking.items():
             lacks.check(name, given.get(name), given.get("model"))
         return super().read({name: value for name, value in given.items() if name not in cls.lacking})
@@ -112,8 +114,6 @@ class Asking(Body):
         return True
 
     def check_together(self) -> None:
-        if not self.model:
-            raise invalid("model is required", "model", "missing_required_parameter")
         _THINKING.check("think", self.think, self.model)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs is only allowed together with logprobs.", "top_logprobs")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 
-from nanollama.server.environment import VARIABLES
+from nanollama.server.environment import ELSEWHERE, VARIABLES, WITHOUT_EFFECT
 from nanollama.server.ollama.creation import CreateRequest
 from nanollama.server.ollama.fields import (
     Asking,
@@ -159,4 +159,10 @@ def _variables() -> Iterator[str]:
     for each in VARIABLES:
         yield f"| `{each.name}` | `{each.ollama}` | `{each.sets}` | {each.form} |"
     yield ""
-    yield "`OLLAMA_HOST` without a port means port 11434, ours without one port 8000."
+    yield "`OLLAMA_HOST` without a port means port 11434, ours without one port 8000. `run --server`, `ps`"
+    yield "and `stop` ask the server that these two name.\n"
+    yield "| other variables | are for |\n| --- | --- |"
+    yield from (f"| `{name}` | {what} |" for name, what in ELSEWHERE.items())
+    yield ""
+    yield "| no effect | because |\n| --- | --- |"
+    yield from (f"| `{name}` | {why} |" for name, why in WITHOUT_EFFECT.items())

@@ -75,7 +75,8 @@ def _add_models(routes: APIRouter, services: Services) -> None:
     @routes.api_route("/api/tags", methods=["GET", "HEAD"], include_in_schema=False)
     async def tags() -> Response:
         def work() -> list[JSON]:
-            return [tag_of(found) for found in services.pool.source.list()]
+            newest_first = sorted(services.pool.source.list(), key=lambda found: -found.modified)
+            return [tag_of(found) for found in newest_first]
 
         return JsonReply({"models": await asyncio.to_thread(work)})
 

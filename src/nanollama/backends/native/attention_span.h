@@ -1,0 +1,225 @@
+// Attention of a few rows to one span of the cache: scores, softmax and the weighted sum of values.
+//
+// Both products are the same small kernel: M rows of scalars times a panel of 16 lanes. In q.k the lanes are
+// 16 tokens and the kernel runs over dims; in p.v the lanes are 16 dims and it runs over tokens. No
+// horizontal sums, no transposes. Within a span the softmax is exact (all scores first); its result is merged
+// into that of the spans before with the usual rescaling.
+#pragma once
+#include "kv_cache.h"
+#include "layout.h"
+
+namespace nl {
+namespace NL_VARIANT {
+
+constexpr int64_t kFetchAheadKeys = 2048;  // elements, 4 KiB
+
+constexpr int kVecs = kLanes / kVecLanes;  // vectors that hold the lanes of a panel
+#ifdef NL_WIDE
+constexpr int kTileRows = 12, kPanelsAtOnce = 2;
+#else
+constexpr int kTileRows = 6, kPanelsAtOnce = 1;
+#endif
+
+template <int M, int P>
+struct Sums {
+    Vec of[P][M][kVecs];
+
+    NL_MEMBER Sums() {
+        for (int p = 0; p < P; ++p)
+            for (int m = 0; m < M; ++m)
+                for (int h = 0; h < kVecs; ++h) of[p][m][h] = Vec{};
+    }
+};
+
+// P panels side by side: few rows alone would wait for each sum before they can add to it again.
+// sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `next` and
+// `after` (unless null) are fetched: line by line between the sums, since a burst of prefetches would stall
+// the loads behind it.
+template <int M, int P, int kStride>
+NL_INLINE void add_panels(const uint16_t* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
+                          const uint16_t* const (&next)[P], const uint16_t* const (&after)[P]) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (i % 2 == 0) {
+            for (int p = 0; p < P; ++p) {
+                __builtin_prefetch(next[p] + i * kLanes, 0, 2);
+                if (after[p]) __builtin_prefetch(after[p] + i * kLanes, 0, 2);
+            }
+        }
+        for (int p = 0; p < P; ++p) {
+            for (int h = 0; h < kVecs; ++h) {
+                const Vec lanes = vec_from_half(panel[p] + i * kLanes + h * kVecLanes);
+                for (int m = 0; m < M; ++m)
+                    sums.of[p][m][h] = fma(lanes, every<Vec>(x[m * kStride + i]), sums.of[p][m][h]);
+            }
+        }
+    }
+}
+
+// One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0:
+// nothing seen yet.
+struct RowState {
+    float* acc;  // [head_dim]
+    float maximum, total;
+};
+
+// What a merge multiplies either side with.
+struct Rescale {
+    float before, now;
+};
+
+NL_INLINE Rescale merge(RowState& state, float maximum, float total) {
+    if (state.total == 0) {
+        state.maximum = maximum;
+        state.total = total;
+        return {0, 1};
+    }
+    const float larger = state.maximum > maximum ? state.maximum : maximum;
+    const Rescale rescale = {exp(all(state.maximum - larger))[0], exp(all(maximum - larger))[0]};
+    state.maximum = larger;
+    state.total = state.total * rescale.before + total * rescale.now;
+    return rescale;
+}
+
+template <class F>
+NL_INLINE F merged(F before, F now, const Rescale& rescale) {
+    return rescale.before == 0 ? now * every<F>(rescale.now)
+                               : fma(before, every<F>(rescale.before), now * every<F>(rescale.now));
+}
+
+// M rows (a query and a head each) against one span.
+template <int M>
+struct SpanTile {
+    static constexpr int P = M * kPanelsAtOnce <= kTileRows ? kPanelsAtOnce : 1;
+    const float* query[M];
+    RowState* state[M];
+    int64_t low[M], high[M];  // visible tokens, clipped to the span
+
+    void run(const NlAttention& job, const Pages& pages, const Upcoming& upcoming) {
+        int64_t from = low[0], to = high[0];
+        for (int m = 1; m < M; ++m) {
+            from = low[m] < from ? low[m] : from;
+            to = high[m] > to ? high[m] : to;
+        }
+        from = from / kLanes * kLanes;
+        if (from >= to) return;
+        const int64_t dim = job.cache.head_dim;
+        alignas(64) float queries[M * kMaxHeadDim], scores[M * kSpan];  // rows at distances known here
+        float maximum[M], total[M];
+        for (int m = 0; m < M; ++m) memcpy(queries + m * kMaxHeadDim, query[m], dim * sizeof(float));
+        score(job, pages, from, to, queries, scores, maximum);
+        for (int m = 0; m < M; ++m) total[m] = weigh(scores + m * kSpan, maximum[m], to - from);
+        Rescale rescale[M];
+        for (int m = 0; m < M; ++m)
+            rescale[m] = low[m] < high[m] ? merge(*state[m], maximum[m], total[m]) : Rescale{1, 0};
+        for (int64_t d = 0; d < dim;) {
+            if (d + P * kLanes <= dim)
+                add_values<P>(pages, upcoming, d, from, to, scores, rescale), d += P * kLanes;
+            else
+                add_values<1>(pages, upcoming, d, from, to, scores, rescale), d += kLanes;
+        }
+    }
+
+    // -inf for the tokens outside [low, high).
+    NL_INLINE Vec hide(Vec scores, int64_t token, int64_t low, int64_t high) {
+        typedef typename IntsOf<Vec>::type Ints;
+        Ints t;
+        for (int i = 0; i < kVecLanes; ++i) t[i] = int32_t(token) + i;
+        return t >= int32_t(low) & t < int32_t(high) ? scores : every<Vec>(-INFINITY);
+    }
+
+    // Scores of the 16 tokens from `token` on, for P panels; -inf where a row does not see the token.
+    template <int P>
+    NL_MEMBER void score_panels(const NlAttention& job, const Pages& pages, int64_t token, int64_t from,
+                                int64_t to, const float* queries, float* scores, Vec (&top)[M][kVecs]) {
+        const int64_t distance = (kFetchAheadKeys / job.cache.head_dim + kLanes - 1) / kLanes * kLanes;
+        const uint16_t *panel[P], *next[P], *after[P];
+        for (int p = 0; p < P; ++p) {
+            const int64_t here = token + p * kLanes, later = here + distance < to ? here + distance : here;
+            const int64_t at = pages.keys(here);
+            panel[p] = job.cache.keys + at;
+            next[p] = job.cache.keys + pages.keys(later);
+            // The values of these tokens are needed after the scores. They take as much room as the keys, at
+            // the same place of their page.
+            after[p] = job.cache.values + at;
+        }
+        Sums<M, P> sums;
+        add_panels<M, P, kMaxHeadDim>(panel, job.cache.head_dim, queries, sums, next, after);
+        for (int p = 0; p < P; ++p) {
+            const int64_t here = token + p * kLanes;
+            for (int m = 0; m < M; ++m) {
+                const bool all_seen = low[m] <= here && here + kLanes <= high[m];
+                for (int h = 0; h < kVecs; ++h) {
+                    Vec s = sums.of[p][m][h] * every<Vec>(job.scale);
+                    if (job.softcap != 0) s = softcap(s, job.softcap);
+                    if (!all_seen) s = hide(s, here + h * kVecLanes, low[m], high[m]);
+                    store(scores + m * kSpan + here - from + h * kVecLanes, s);
+                    top[m][h] = max(top[m][h], s);
+                }
+            }
+        }
+    }
+
+    void score(const NlAttention& job, const Pages& pages, int64_t from, int64_t to, const float* queries,
+               float* scores, float (&maximum)[M]) {
+        Vec top[M][kVecs];
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < kVecs; ++h) top[m][h] = every<Vec>(-INFINITY);
+        int64_t token = from;
+        for (; token + (P - 1) * kLanes < to; token += P * kLanes)
+            score_panels<P>(job, pages, token, from, to, queries, scores, top);
+        for (; token < to; token += kLanes)
+            score_panels<1>(job, pages, token, from, to, queries, scores, top);
+        for (int m = 0; m < M; ++m) {
+            maximum[m] = max_lanes(top[m][0]);
+            for (int h = 1; h < kVecs; ++h) {
+                const float other = max_lanes(top[m][h]);
+                maximum[m] = other > maximum[m] ? other : maximum[m];
+            }
+        }
+    }
+
+    // Scores to e^(score - maximum), in place; returns their sum.
+    static float weigh(float* scores, float maximum, int64_t count) {
+        Vec sum = {};
+        for (int64_t i = 0; i < count; i += kVecLanes) {
+            const Vec p = exp(load_vec(scores + i) - every<Vec>(maximum));
+            store(scores + i, p);
+            sum += p;
+        }
+        return sum_lanes(sum);
+    }
+
+    // Dims [d, d + 16 P) of the sums of the values.
+    template <int P>
+    NL_MEMBER void add_values(const Pages& pages, const Upcoming& upcoming, int64_t d, int64_t from,
+                              int64_t to, const float* scores, const Rescale (&rescale)[M]) {
+        const NlCache& cache = pages.cache;
+        Sums<M, P> sums;
+        for (int64_t token = from; token < to;) {
+            const int64_t offset = token % cache.block_size, left = cache.block_size - offset;
+            const int64_t count = to - token < left ? to - token : left;
+            const uint16_t *panel[P], *next[P], *after[P], *page = cache.values + pages.page(token);
+            for (int p = 0; p < P; ++p) {
+                panel[p] = page + (d + p * kLanes) * cache.block_size + offset * kLanes;
+                next[p] = panel[p] + P * cache.block_size * kLanes;
+                const int64_t then = upcoming.from + token - from;
+                after[p] =
+                    then < upcoming.to ? cache.keys + upcoming.pages.page(then) + (panel[p] - page) : nullptr;
+            }
+            add_panels<M, P, kSpan>(panel, count, scores + token - from, sums, next, after);
+            token += count;
+        }
+        for (int m = 0; m < M; ++m) {
+            if (rescale[m].now == 0 && rescale[m].before == 1) continue;
+            for (int p = 0; p < P; ++p) {
+                for (int h = 0; h < kVecs; ++h) {
+                    float* to_acc = state[m]->acc + d + p * kLanes + h * kVecLanes;
+                    store(to_acc, merged(load_vec(to_acc), sums.of[p][m][h], rescale[m]));
+                }
+            }
+        }
+    }
+};
+
+}  // namespace NL_VARIANT
+}  // namespace nl

@@ -1,0 +1,197 @@
+"""Random lives of a scheduler, with every invariant and every slot of the cache checked after each step."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from nanollama.engine.scheduler import StepPlan
+from nanollama.engine.sequence import Sequence, Status
+from nanollama.errors import ContextOverflowError, UsageError
+from sequences import SIZE, scheduler, sequence
+
+
+class World:
+    """A scheduler under random use, with a cache that remembers what was written into each slot.
+
+    A slot's content is a fingerprint of the salt and all tokens up to its own, as keys and values depend on
+    them all. So a block shared wrongly, evicted in use, written while shared, or found under a stale key
+    shows as a wrong fingerprint.
+    """
+
+    def __init__(self, seed: int, *, num_blocks: int, max_sequences: int, budget: int, n_ctx: int) -> None:
+        self.rng = random.Random(seed)
+        self.scheduler = scheduler(
+            num_blocks=num_blocks, max_sequences=max_sequences, budget=budget, n_ctx=n_ctx
+        )
+        self.cache: list[list[int]] = [[0] * SIZE for _ in range(num_blocks)]
+        self.fingerprints: dict[int, list[int]] = {}
+        self.prefixes = [[self.rng.randrange(3) for _ in range(n_ctx)] for _ in range(3)]
+        self.seen: Counter[str] = Counter()
+        self.n_ids = 0
+
+    def operate(self, load: float) -> None:
+        """Do one random thing; ``load`` is the share of new requests."""
+        draw = self.rng.random()
+        live = self.scheduler.running + self.scheduler.waiting
+        if draw < load or not live:
+            self.add()
+        elif draw < load + 0.02:
+            self.scheduler.abort(self.rng.choice(live).id)
+            self.seen["aborts"] += 1
+        elif draw < load + 0.03:
+            self.scheduler.finish(self.rng.choice(live))
+        else:
+            self.step()
+        self.scheduler.check()
+
+    def add(self) -> None:
+        """Add a request, or the answers to one prompt."""
+        rng = self.rng
+        shared = rng.choice(self.prefixes)[: int(rng.random() ** 3 * self.scheduler.n_ctx)]
+        tokens = shared + [rng.randrange(3) for _ in range(rng.randrange(0, 8))]
+        common = {
+            "max_tokens": rng.choice([1, 2, 5, 20, 40, 1000]),
+            "priority": rng.choice([0, 0, 0, 0, 0, 1, -1]),
+            "salt": rng.choice(["", "", "b"]),
+            "prompt_logprobs": rng.choice([None, None, None, None, 0]),
+        }
+        for _ in range(rng.choice([1, 1, 1, 2, 4])):
+            self.n_ids += 1
+            self.add_one(sequence(self.n_ids, tokens, arrival=float(self.n_ids // 3), **common))
+
+    def add_one(self, new: Sequence) -> None:
+        s = self.scheduler
+        if len(s.running) + len(s.waiting) == s.config.max_sequences + 12:
+            self.seen["full queues"] += 1
+            return
+        try:
+            s.add(new)
+        except (UsageError, ContextOverflowError):
+            assert not 1 <= new.n_prompt < s.n_ctx
+        else:
+            self.fingerprints[new.id] = []
+            self.extend(new)
+
+    def extend(self, one: Sequence) -> None:
+        """Fingerprint the tokens that are new."""
+        known = self.fingerprints[one.id]
+        for token in one.token_ids[len(known) :]:
+            known.append(hash((known[-1] if known else hash(one.request.salt), token)))
+
+    def step(self) -> None:
+        s, rng = self.scheduler, self.rng
+        before = list(s.running)
+        decoding = [r for r in before if r.n_uncached == 1]
+        plan = s.plan()
+        self.check_plan(plan, before, decoding)
+        s.check()
+        self.check_content()
+        self.write(plan)
+        self.seen["preemptions"] += len(plan.preempted)
+        newest = max((r.order for r in s.running if r not in before), default=None)
+        self.seen["held back"] += newest is not None and any(w.order < newest for w in s.waiting)
+        if rng.random() < 0.03:
+            return  # the step failed: nothing of it counts
+        if rng.random() < 0.05:
+            s.abort(rng.choice(plan.scheduled).sequence.id)
+        sampled = {i.sequence.id: rng.randrange(3) for i in plan.scheduled if i.wants_logits}
+        lengths = {i.sequence.id: i.sequence.n_tokens for i in plan.scheduled}
+        s.complete(plan, sampled)
+        for item in plan.scheduled:
+            one = item.sequence
+            grown = item.wants_logits and one.status is Status.RUNNING
+            assert one.token_ids[lengths[one.id] :] == ([sampled[one.id]] if grown else [])
+            self.extend(one)
+            if one.n_generated >= one.request.max_tokens or one.n_tokens == s.n_ctx:
+                s.finish(one)
+                self.seen["finished"] += 1
+
+    def check_plan(self, plan: StepPlan, before: list[Sequence], decoding: list[Sequence]) -> None:
+        s = self.scheduler
+        planned = [item.sequence for item in plan.scheduled]
+        assert planned, "there is work, so some of it is done"
+        assert len(planned) == len({p.id for p in planned})
+        assert sum(item.n_new for item in plan.scheduled) <= s.config.token_budget
+        assert all(p.status is Status.RUNNING for p in planned)
+        assert all(p.status is Status.WAITING for p in plan.preempted)
+        rows = [d for d in decoding if d not in plan.preempted]
+        assert planned[: len(rows)] == rows, "decode rows come first, all of them, in order"
+        if before:
+            assert before[0] in planned, "the first in order always goes on"
+        if plan.preempted:
+            last = max(p.order for p in planned)
+            assert all(p.order > last for p in plan.preempted), "only the last in order make room"
+        for item in plan.scheduled:
+            one = item.sequence
+            assert 1 <= item.n_new <= one.n_uncached
+            assert item.wants_logits == (item.n_new == one.n_uncached)
+            assert len(one.block_table) * SIZE >= one.n_cached + item.n_new
+            if one.request.prompt_logprobs is not None:
+                assert one.n_cached <= one.n_computed, "a row whose logits are wanted was skipped"
+
+    def check_content(self) -> None:
+        for one in self.scheduler.running:
+            known = self.fingerprints[one.id]
+            for i in range(-(-one.n_cached // SIZE)):
+                n = min(SIZE, one.n_cached - i * SIZE)
+                assert self.cache[one.block_table[i]][:n] == known[i * SIZE : i * SIZE + n]
+
+    def write(self, plan: StepPlan) -> None:
+        holders = Counter(block for one in self.scheduler.running for block in one.block_table)
+        for item in plan.scheduled:
+            one, known = item.sequence, self.fingerprints[item.sequence.id]
+            for position in range(one.n_cached, one.n_cached + item.n_new):
+                block = one.block_table[position // SIZE]
+                assert holders[block] == 1, "a shared block is written"
+                self.cache[block][position % SIZE] = known[position]
+
+    def drain(self) -> None:
+        for _ in range(5000):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work, "somebody starves"
+        self.scheduler.check()
+        stats = self.scheduler.stats
+        assert stats.blocks_used == 0
+        assert stats.blocks_free + stats.blocks_cached == self.scheduler.blocks.num_blocks
+
+
+WORLDS = [
+    {"num_blocks": 64, "max_sequences": 8, "budget": 16, "n_ctx": 64},  # room for all
+    {"num_blocks": 24, "max_sequences": 8, "budget": 16, "n_ctx": 64},
+    {"num_blocks": 12, "max_sequences": 6, "budget": 7, "n_ctx": 48},  # the cache is full with one
+    {"num_blocks": 9, "max_sequences": 8, "budget": 64, "n_ctx": 40},  # and smaller than the window
+    {"num_blocks": 32, "max_sequences": 16, "budget": 16, "n_ctx": 40},
+    {"num_blocks": 16, "max_sequences": 1, "budget": 5, "n_ctx": 64},
+    {"num_blocks": 16, "max_sequences": 6, "budget": 6, "n_ctx": 40},
+    {"num_blocks": 5, "max_sequences": 3, "budget": 3, "n_ctx": 20},
+]
+LOADS = (0.08, 0.4, 0.15, 0.03)
+OPERATIONS = 4000
+"""Under each load in each world: 128,000 together, and each world is drained after each load."""
+
+
+@pytest.mark.parametrize("world", range(len(WORLDS)))
+def test_a_long_random_life_keeps_every_invariant(world):
+    life = World(world, **WORLDS[world])
+    for load in LOADS:
+        for _ in range(OPERATIONS):
+            life.operate(load)
+        life.drain()
+    stats = life.scheduler.stats
+    assert min(stats.tokens_found, stats.n_evictions) > 0
+    assert min(life.seen[what] for what in ("aborts", "full queues", "finished")) > 0
+    if WORLDS[world]["max_sequences"] > 1:
+        assert min(life.seen["held back"], life.seen["preemptions"]) > 0
+
+
+def test_a_life_is_the_same_every_time():
+    lives = [World(5, **WORLDS[1]) for _ in range(2)]
+    for _ in range(2000):
+        plans = []
+        for life in lives:
+            life.operate(load=0.2)
+            plans.append([(r.id, r.n_cached, r.block_table, r.token_ids) for r in life.scheduler.running])
+        assert plans[0] == plans[1]
