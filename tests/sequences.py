@@ -8,9 +8,9 @@ from nanollama.types import Request, SamplingParams
 SIZE = 4
 
 
-def scheduler(*, num_blocks=64, max_sequences=8, budget=16, n_ctx=128) -> Scheduler:
+def scheduler(*, num_blocks=64, block_tokens=SIZE, max_sequences=8, budget=16, n_ctx=128) -> Scheduler:
     config = SchedulerConfig(max_sequences, budget, n_ctx)
-    return Scheduler(config, BlockManager(num_blocks, SIZE, b"model"))
+    return Scheduler(config, BlockManager(num_blocks, block_tokens, b"model"))
 
 
 def sequence(id: int, tokens, max_tokens: int = 8, arrival: float | None = None, **request) -> Sequence:

@@ -107,7 +107,7 @@ def measure_speed(
 def read_bandwidth(library: Library, threads: int) -> float:
     """GB/s at which ``threads`` threads together read memory that is in no cache: the best of several."""
     share = READ_BYTES // threads
-    start = library.nl_arena_alloc(READ_BYTES)
+    start = library.nl_arena_alloc(READ_BYTES, True)
     if not start:
         raise UsageError("there is too little free memory to measure the read bandwidth")
     try:

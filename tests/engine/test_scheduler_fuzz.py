@@ -5,26 +5,27 @@ from collections import Counter
 
 import pytest
 
+from nanollama.engine.children import MIN_COMMON
 from nanollama.engine.scheduler import StepPlan
 from nanollama.engine.sequence import Sequence, Status
 from nanollama.errors import ContextOverflowError, UsageError
-from sequences import SIZE, scheduler, sequence
+from sequences import scheduler, sequence
 
 
 class World:
     """A scheduler under random use, with a cache that remembers what was written into each slot.
 
     A slot's content is a fingerprint of the salt and all tokens up to its own, as keys and values depend on
-    them all. So a block shared wrongly, evicted in use, written while shared, or found under a stale key
-    shows as a wrong fingerprint.
+    them all. So a block shared or copied wrongly, evicted in use, written while shared, or found under a
+    stale key shows as a wrong fingerprint.
     """
 
-    def __init__(self, seed: int, *, num_blocks: int, max_sequences: int, budget: int, n_ctx: int) -> None:
+    def __init__(self, seed: int, size: int, **limits: int) -> None:
         self.rng = random.Random(seed)
-        self.scheduler = scheduler(
-            num_blocks=num_blocks, max_sequences=max_sequences, budget=budget, n_ctx=n_ctx
-        )
-        self.cache: list[list[int]] = [[0] * SIZE for _ in range(num_blocks)]
+        self.size = size
+        n_ctx, num_blocks = limits["n_ctx"], limits["num_blocks"]
+        self.scheduler = scheduler(block_tokens=size, **limits)
+        self.cache: list[list[int]] = [[0] * size for _ in range(num_blocks)]
         self.fingerprints: dict[int, list[int]] = {}
         self.prefixes = [[self.rng.randrange(3) for _ in range(n_ctx)] for _ in range(3)]
         self.seen: Counter[str] = Counter()
@@ -86,13 +87,18 @@ class World:
         plan = s.plan()
         self.check_plan(plan, before, decoding)
         s.check()
+        if rng.random() < 0.01:
+            self.fail(plan)  # before anything was copied
+            return
+        self.copy(plan)
         self.check_content()
         self.write(plan)
         self.seen["preemptions"] += len(plan.preempted)
         newest = max((r.order for r in s.running if r not in before), default=None)
         self.seen["held back"] += newest is not None and any(w.order < newest for w in s.waiting)
-        if rng.random() < 0.03:
-            return  # the step failed: nothing of it counts
+        if rng.random() < 0.02:
+            self.fail(plan)
+            return
         if rng.random() < 0.05:
             s.abort(rng.choice(plan.scheduled).sequence.id)
         sampled = {i.sequence.id: rng.randrange(3) for i in plan.scheduled if i.wants_logits}
@@ -122,29 +128,53 @@ class World:
         if plan.preempted:
             last = max(p.order for p in planned)
             assert all(p.order > last for p in plan.preempted), "only the last in order make room"
+        ends = {p.block_table[p.n_cached // self.size] for p in planned if p not in before}
+        assert {destination for _, destination in plan.copies} <= ends, "a copy goes where nobody continues"
         for item in plan.scheduled:
             one = item.sequence
             assert 1 <= item.n_new <= one.n_uncached
             assert item.wants_logits == (item.n_new == one.n_uncached)
-            assert len(one.block_table) * SIZE >= one.n_cached + item.n_new
+            assert len(one.block_table) * self.size >= one.n_cached + item.n_new
             if one.request.prompt_logprobs is not None:
                 assert one.n_cached <= one.n_computed, "a row whose logits are wanted was skipped"
+
+    def fail(self, plan: StepPlan) -> None:
+        """The step failed: nothing of it counts, and all that were in it end."""
+        for item in plan.scheduled:
+            self.scheduler.abort(item.sequence.id)
+        self.seen["failures"] += 1
+
+    def copy(self, plan: StepPlan) -> None:
+        """Make the copies one after the other, and look whether all at once would have been the same."""
+        before = [list(block) for block in self.cache]
+        for source, destination in plan.copies:
+            self.cache[destination] = list(self.cache[source])
+        assert all(self.cache[destination] == before[source] for source, destination in plan.copies)
+        self.seen["copies"] += len(plan.copies)
+        sources = Counter(source for source, _ in plan.copies)
+        self.seen["copied twice"] += max(sources.values(), default=0) > 1
+        written = {
+            item.sequence.block_table[at // self.size]
+            for item in plan.scheduled
+            for at in range(item.sequence.n_cached, item.sequence.n_cached + item.n_new)
+        }
+        self.seen["evicted sources"] += any(source in written for source in sources)
 
     def check_content(self) -> None:
         for one in self.scheduler.running:
             known = self.fingerprints[one.id]
-            for i in range(-(-one.n_cached // SIZE)):
-                n = min(SIZE, one.n_cached - i * SIZE)
-                assert self.cache[one.block_table[i]][:n] == known[i * SIZE : i * SIZE + n]
+            for i in range(-(-one.n_cached // self.size)):
+                n = min(self.size, one.n_cached - i * self.size)
+                assert self.cache[one.block_table[i]][:n] == known[i * self.size : i * self.size + n]
 
     def write(self, plan: StepPlan) -> None:
         holders = Counter(block for one in self.scheduler.running for block in one.block_table)
         for item in plan.scheduled:
             one, known = item.sequence, self.fingerprints[item.sequence.id]
             for position in range(one.n_cached, one.n_cached + item.n_new):
-                block = one.block_table[position // SIZE]
+                block = one.block_table[position // self.size]
                 assert holders[block] == 1, "a shared block is written"
-                self.cache[block][position % SIZE] = known[position]
+                self.cache[block][position % self.size] = known[position]
 
     def drain(self) -> None:
         for _ in range(5000):
@@ -159,14 +189,20 @@ class World:
 
 
 WORLDS = [
-    {"num_blocks": 64, "max_sequences": 8, "budget": 16, "n_ctx": 64},  # room for all
-    {"num_blocks": 24, "max_sequences": 8, "budget": 16, "n_ctx": 64},
-    {"num_blocks": 12, "max_sequences": 6, "budget": 7, "n_ctx": 48},  # the cache is full with one
-    {"num_blocks": 9, "max_sequences": 8, "budget": 64, "n_ctx": 40},  # and smaller than the window
-    {"num_blocks": 32, "max_sequences": 16, "budget": 16, "n_ctx": 40},
-    {"num_blocks": 16, "max_sequences": 1, "budget": 5, "n_ctx": 64},
-    {"num_blocks": 16, "max_sequences": 6, "budget": 6, "n_ctx": 40},
-    {"num_blocks": 5, "max_sequences": 3, "budget": 3, "n_ctx": 20},
+    {"num_blocks": 64, "size": 4, "max_sequences": 8, "budget": 16, "n_ctx": 64},  # room for all
+    {"num_blocks": 12, "size": 8, "max_sequences": 8, "budget": 16, "n_ctx": 64},
+    {"num_blocks": 12, "size": 4, "max_sequences": 6, "budget": 7, "n_ctx": 48},  # the cache is full with one
+    {
+        "num_blocks": 9,
+        "size": 8,
+        "max_sequences": 8,
+        "budget": 64,
+        "n_ctx": 80,
+    },  # and smaller than the window
+    {"num_blocks": 32, "size": 6, "max_sequences": 16, "budget": 16, "n_ctx": 40},
+    {"num_blocks": 16, "size": 8, "max_sequences": 1, "budget": 5, "n_ctx": 64},
+    {"num_blocks": 16, "size": 16, "max_sequences": 6, "budget": 6, "n_ctx": 100},
+    {"num_blocks": 5, "size": 5, "max_sequences": 3, "budget": 3, "n_ctx": 24},
 ]
 LOADS = (0.08, 0.4, 0.15, 0.03)
 OPERATIONS = 4000
@@ -182,9 +218,17 @@ def test_a_long_random_life_keeps_every_invariant(world):
         life.drain()
     stats = life.scheduler.stats
     assert min(stats.tokens_found, stats.n_evictions) > 0
-    assert min(life.seen[what] for what in ("aborts", "full queues", "finished")) > 0
-    if WORLDS[world]["max_sequences"] > 1:
+    assert min(life.seen[what] for what in ("aborts", "failures", "full queues", "finished")) > 0
+    crowded = WORLDS[world]["max_sequences"] > 1
+    if crowded:
         assert min(life.seen["held back"], life.seen["preemptions"]) > 0
+    if WORLDS[world]["size"] > MIN_COMMON:
+        assert life.seen["copies"] > 0
+        assert life.seen["copied twice"] > 0 or not crowded
+    else:
+        assert life.seen["copies"] == 0, "what a block of that size holds is not worth a copy"
+    if world == 3:  # many come at once, and the cache is small
+        assert life.seen["evicted sources"] > 0
 
 
 def test_a_life_is_the_same_every_time():

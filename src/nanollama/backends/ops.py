@@ -36,12 +36,15 @@ class SequenceInput:
 class ModelInput:
     """One step: the new tokens of its sequences, one after the other, and the rows whose logits are wanted.
 
-    ``logit_rows`` index ``token_ids``, ascending.
+    ``logit_rows`` index ``token_ids``, ascending. ``copies`` are whole blocks of the cache, source and
+    destination, to be copied before anything is written. Each destination occurs once and is the source of no
+    later copy: one after the other or all at once is the same.
     """
 
     token_ids: tuple[int, ...]
     sequences: tuple[SequenceInput, ...]
     logit_rows: tuple[int, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 class Backend(Protocol):

@@ -96,15 +96,21 @@ class TorchBackend:
     def step(self, batch: ModelInput) -> NDArray[np.float32]:
         """Run one step; the logits ``[len(batch.logit_rows), vocab]``."""
         with torch.no_grad():
-            return self._logits(batch).float().cpu().numpy()
+            return self._run(batch).float().cpu().numpy()
 
     def greedy(self, batch: ModelInput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Run one step; the likeliest token of each logit row, and its logit."""
         with torch.no_grad():
-            best = self._logits(batch).float().max(dim=-1)
+            best = self._run(batch).float().max(dim=-1)
             # One copy, and so one wait, for both: a float64 holds every token id exactly.
             both = torch.stack([best.indices.double(), best.values.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1].astype(np.float32)
+
+    def _run(self, batch: ModelInput) -> torch.Tensor:
+        # Copies stay outside of what is compiled or captured: their number changes from step to step.
+        if batch.copies:
+            self._model.cache.copy_blocks(batch.copies)
+        return self._logits(batch)
 
     def close(self) -> None:
         """Release the weights and the cache. Closing twice is no error, a step afterwards is one."""

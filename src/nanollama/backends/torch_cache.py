@@ -5,6 +5,7 @@ must not be seen the weight 0, which only a finite value keeps out.
 """
 
 from copy import copy
+from itertools import chain
 
 import numpy as np
 import torch
@@ -49,6 +50,13 @@ class TorchCache:
         """
         for cached, new in zip(self.layers[index], (k, v), strict=True):
             cached[slots] = torch.nan_to_num(new)
+
+    def copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """Copy whole blocks, source and destination, in all layers. All are read before one is written."""
+        sources, destinations = torch.tensor(copies, device=self.layers[0][0].device).unbind(1)
+        for cached in chain.from_iterable(self.layers):
+            blocks = cached.view(-1, self.block_tokens, *cached.shape[1:])
+            blocks[destinations] = blocks[sources]
 
     def gather(self, index: int, tables: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[count, kv heads, tokens, head_dim]`` in the blocks ``[count * blocks]``."""

@@ -10,6 +10,12 @@ Sequences come in and get block ids; no memory is touched here. Each block is in
 The key of a full block is a SHA-256 over the key before it and its token ids in fixed width, the first over
 the root seed and the salt of the request. So equal keys mean the same model, salt, tokens and position, and
 nobody can make two prompts meet in one key. A block with a key is never written again.
+
+A prompt that ends or departs inside a shared block can't have that block in its table: it would write its own
+tokens behind the common ones, under the eyes of others. So it gets a fresh block and a copy of what is in the
+shared one, and goes on writing there: copy-on-write, the copy made at once because the write is certain. The
+copy is carried out by the step, before it writes anything. So its source needs no reference: if the source is
+evicted in the same pass, what is to come into it is written, or copied, after it was read.
 """
 
 import struct
@@ -17,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 
+from nanollama.engine.children import Children
 from nanollama.engine.sequence import Sequence
 
 
@@ -41,6 +48,8 @@ class BlockManager:
         self._cached: dict[int, None] = {}  # in the order in which they were let go
         self._key_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
+        self._children = Children()
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def n_free(self) -> int:
@@ -62,8 +71,8 @@ class BlockManager:
         """Bring ``block_keys`` up to date: a key for each full block of the tokens known so far."""
         keys, size = sequence.block_keys, self.block_tokens
         for start in range(len(keys) * size, sequence.n_tokens - size + 1, size):
-            parent = keys[-1] if keys else self._root(sequence.request.salt)
-            keys.append(sha256(parent + self._pack(*sequence.token_ids[start : start + size])).digest())
+            parent = self._parent(sequence, len(keys))
+            keys.append(self._key(parent, sequence.token_ids[start : start + size]))
 
     def first_missing(self, sequence: Sequence) -> bytes | None:
         """The key of the first block that could come from the cache but is not there; ``None``: all are."""
@@ -74,6 +83,7 @@ class BlockManager:
         """Give a sequence blocks for all its tokens, as far as possible ones that hold them already.
 
         Either all or nothing: ``False``, and nothing changes, if fewer than ``reserve`` blocks would be left.
+        The copies that it needs are then among ``take_copies``.
         """
         assert not sequence.block_table
         found = self._find(sequence)
@@ -85,11 +95,23 @@ class BlockManager:
             self._cached.pop(block, None)
             self._references[block] += 1
         sequence.block_table += found
+        source, n_copied = self._find_part(sequence)
         sequence.block_table += (self._take() for _ in range(n_new))
-        sequence.n_cached = len(found) * self.block_tokens
+        if source is not None and source != (destination := sequence.block_table[len(found)]):
+            self._copies.append((source, destination))
+        sequence.n_cached = len(found) * self.block_tokens + n_copied
         self.n_looked_up += sequence.n_tokens
         self.n_found += sequence.n_cached
         return True
+
+    def take_copies(self) -> tuple[tuple[int, int], ...]:
+        """The copies, source and destination, that those admitted since the last call count on.
+
+        The next step makes them, in order, before it writes anything.
+        """
+        copies = tuple(self._copies)
+        self._copies.clear()
+        return copies
 
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence the block its newest token needs, if any; ``False`` if none is left."""
@@ -104,14 +126,17 @@ class BlockManager:
 
         If another block holds the same tokens already, that one stays the one to be found.
         """
-        first_full = sequence.n_cached // self.block_tokens
+        size = self.block_tokens
+        first_full = sequence.n_cached // size
         sequence.n_cached += n_new
         assert sequence.n_cached <= sequence.n_tokens
-        for i in range(first_full, sequence.n_cached // self.block_tokens):
+        for i in range(first_full, sequence.n_cached // size):
             key, block = sequence.block_keys[i], sequence.block_table[i]
             if key not in self._block_of:
                 self._block_of[key] = block
                 self._key_of[block] = key
+                tokens = tuple(sequence.token_ids[i * size : (i + 1) * size])
+                self._children.add(block, self._parent(sequence, i), tokens)
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks from a sequence. Those with a key stay findable until they are needed."""
@@ -131,6 +156,7 @@ class BlockManager:
         self._free += reversed(self._cached)
         self._cached.clear()
         self._block_of.clear()
+        self._children.clear()
         self._key_of = [None] * self.num_blocks
 
     def check(self, sequences: Iterable[Sequence]) -> None:
@@ -145,6 +171,9 @@ class BlockManager:
         assert named == self._block_of, "keys and blocks do not agree"
         assert all(self._key_of[block] is None for block in self._free), "a free block can be found"
         assert all(self._key_of[block] is not None for block in self._cached), "a cached block is nameless"
+        children = {self._key(*child): block for block, child in self._children.contents().items()}
+        assert children == self._block_of, "children and blocks do not agree"
+        self._check_copies()
         for sequence in sequences:
             self._check_sequence(sequence)
 
@@ -164,6 +193,23 @@ class BlockManager:
                 assert self._key_of[block] is None, "a block can be found before it is full"
                 assert self._references[block] == 1, "a block that is still written is shared"
 
+    def _check_copies(self) -> None:
+        destinations = [destination for _, destination in self._copies]
+        assert len(set(destinations)) == len(destinations), "two copies go into one block"
+        for block in destinations:
+            assert self._references[block] == 1, "a copy goes into a block that is not one sequence's own"
+            assert self._key_of[block] is None, "a copy goes into a block that can be found"
+        # A source that was evicted may be written by a later copy, never by an earlier one.
+        for i, block in enumerate(destinations):
+            assert block not in {source for source, _ in self._copies[i + 1 :]}, "a copy is copied"
+
+    def _key(self, parent: bytes, tokens: Iterable[int]) -> bytes:
+        return sha256(parent + self._pack(*tokens)).digest()
+
+    def _parent(self, sequence: Sequence, index: int) -> bytes:
+        """The key before a block of a sequence."""
+        return sequence.block_keys[index - 1] if index else self._root(sequence.request.salt)
+
     def _root(self, salt: str) -> bytes:
         # Both parts hashed first, so that no seed and salt can be shifted into another pair; surrogatepass,
         # because a salt is any string.
@@ -182,6 +228,22 @@ class BlockManager:
             found.append(block)
         return found
 
+    def _find_part(self, sequence: Sequence) -> tuple[int | None, int]:
+        """A block whose beginning is what a sequence needs next, behind its table, and how many tokens of it.
+
+        It counts as used now: whoever copies a block never lets it go, and would leave it to be evicted.
+        """
+        start = len(sequence.block_table) * self.block_tokens
+        end = min(start + self.block_tokens, sequence.max_reusable)
+        wanted = tuple(sequence.token_ids[start:end])
+        found = self._children.closest(self._parent(sequence, len(sequence.block_table)), wanted)
+        if found is None:
+            return None, 0
+        if found[0] in self._cached:
+            del self._cached[found[0]]
+            self._cached[found[0]] = None
+        return found
+
     def _take(self) -> int:
         if self._free:
             block = self._free.pop()
@@ -191,6 +253,7 @@ class BlockManager:
             key = self._key_of[block]
             assert key is not None
             del self._block_of[key]
+            self._children.remove(block)
             self._key_of[block] = None
             self.n_evicted += 1
         self._references[block] = 1

@@ -104,7 +104,7 @@ def _model_input(plan: StepPlan) -> tuple[ModelInput, list[tuple[int, int]]]:
         logit_rows += range(len(token_ids) + n_new - wanted, len(token_ids) + n_new)
         token_ids += s.token_ids[s.n_cached : s.n_cached + n_new]
         sequences.append(SequenceInput(n_new, s.n_cached, tuple(s.block_table)))
-    return ModelInput(tuple(token_ids), tuple(sequences), tuple(logit_rows)), ranges
+    return ModelInput(tuple(token_ids), tuple(sequences), tuple(logit_rows), plan.copies), ranges
 
 
 def _is_greedy(scheduled: ScheduledSequence) -> bool:

@@ -61,10 +61,12 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: what to compute, decode rows first, and who had to make room for it."""
+    """One step: what to compute, decode rows first, who had to make room for it, and which blocks to copy
+    before anything is computed."""
 
     scheduled: tuple[ScheduledSequence, ...]
     preempted: tuple[Sequence, ...]
+    copies: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ class Scheduler:
             raise ContextOverflowError(self._overflow(n_prompt))
 
     def plan(self) -> StepPlan:
-        """Choose the next step. ``complete`` must follow before the next plan, unless the step failed."""
+        """Choose the next step. ``complete`` must follow before the next plan; if the step failed, all that
+        were in it must be aborted instead, for their tokens may count as cached by a copy never made."""
         preempted: list[Sequence] = []
         scheduled = self._decode_rows(preempted)
         budget = self.config.token_budget - len(scheduled)
@@ -153,7 +156,7 @@ class Scheduler:
         if not preempted:
             self._admit(budget, scheduled)
         assert scheduled or not self.has_work, "there is work and none of it can be done"
-        return StepPlan(tuple(scheduled), tuple(preempted))
+        return StepPlan(tuple(scheduled), tuple(preempted), self.blocks.take_copies())
 
     def complete(self, plan: StepPlan, sampled: Mapping[int, int]) -> None:
         """Note that a plan was computed. ``sampled`` has, by id, the token of each that wanted logits.

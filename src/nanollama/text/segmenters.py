@@ -144,9 +144,9 @@ def usable_merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> Sequence[st
     Raises:
         FormatError: a merge is not two tokens, with a space between them, that make a third.
     """
-    text = "\0".join(vocabulary.merges)
-    whole, pieces = set(text.replace(" ", "").split("\0")), set(text.replace("\0", " ").split(" "))
-    if text.count(" ") == len(vocabulary.merges) and whole <= ids.keys() and pieces <= ids.keys():
+    joined = "\0".join(vocabulary.merges)
+    unions = joined.replace(" ", "").split("\0")
+    if joined.count(" ") == len(vocabulary.merges) and all(map(ids.__contains__, unions)):
         return vocabulary.merges
     return [merge for i, merge in enumerate(vocabulary.merges) if _is_usable(merge, i, vocabulary, ids)]
 

@@ -87,7 +87,8 @@ class NativeBackend:
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._kernels = library.kernels(variant)
         self._pool = Pool(library, threads)
-        self._arena = Arena(library)
+        self._arena = Arena(library, huge_pages=True)
+        self._scratch = Arena(library, huge_pages=False)
         self._repack = RepackQueue(self._pool)
         packer = NativePacker(library, self._repack, self._arena)
         self._weights = load_weights(spec, tensors, packer)
@@ -129,10 +130,11 @@ class NativeBackend:
         self._repack.join()
         self._pool.close()
         self._arena.close()
+        self._scratch.close()
 
     def _buffer(self, name: str, n_bytes: int) -> int:
         if name not in self._buffers:
-            self._buffers[name] = self._arena.take(n_bytes)
+            self._buffers[name] = self._scratch.take(n_bytes)
         return self._buffers[name]
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
@@ -183,11 +185,12 @@ class NativeBackend:
         self._max_slots = slots
 
     def _fill(self, batch: ModelInput) -> Step:
-        """Write one step's tokens, places and work items where the tape reads them."""
+        """Make the step's copies, and write its tokens, places and work items where the tape reads them."""
         n = len(batch.token_ids)
         assert n <= MAX_ROWS, "the engine keeps within the limits"
         assert len(batch.sequences) <= MAX_SEQUENCES, "the engine keeps within the limits"
         self.finish_loading()
+        self._copy_blocks(batch.copies)
         self._token_ids[:n] = batch.token_ids
         self._logit_index[: len(batch.logit_rows)] = batch.logit_rows
         row = 0
@@ -212,6 +215,12 @@ class NativeBackend:
             plans=(AttentionPlan * len(plans))(*plans),
             rotations=(Rotation * len(rotations))(*rotations),
         )
+
+    def _copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
+        """Copy whole blocks of the cache: what one holds of all layers lies in one piece."""
+        start, n_bytes = self._caches[0].keys, 2 * self._caches[0].block_stride
+        for source, destination in copies:
+            ctypes.memmove(start + destination * n_bytes, start + source * n_bytes, n_bytes)
 
     def _rotation(self, index: int, rope: RopeSpec, n: int) -> Rotation:
         half = len(rope.frequencies)

@@ -197,8 +197,8 @@ int64_t nl_retile(int64_t ggml_type, const uint8_t* source, int64_t row_bytes, i
 int64_t nl_embed(const NlMatrix*, const int32_t* ids, float scale, float* out, int64_t out_stride,
                  int64_t begin, int64_t end);
 
-// Zeroed memory at a 2 MiB boundary in huge pages where the system grants them; null if there is none.
-void* nl_arena_alloc(int64_t bytes);
+// Zeroed memory at a 2 MiB boundary, null if there is none; in huge pages if wanted and granted.
+void* nl_arena_alloc(int64_t bytes, int64_t huge_pages);
 void nl_arena_free(void* arena, int64_t bytes);
 
 // Reads every cache line of the range and returns a checksum: the yardstick for memory bandwidth.

@@ -61,7 +61,7 @@ const char* nl_variant(int64_t index) {
     return index >= 0 && index < nl::kVariantCount ? nl::kVariants[index].kernels->name : nullptr;
 }
 
-void* nl_arena_alloc(int64_t bytes) {
+void* nl_arena_alloc(int64_t bytes, int64_t huge_pages) {
     if (bytes <= 0) return nullptr;
     // One huge page too many is mapped, and what lies outside the aligned range is given back.
     const int64_t wanted = nl::whole_pages(bytes), mapped = wanted + nl::kHugePage;
@@ -73,7 +73,8 @@ void* nl_arena_alloc(int64_t bytes) {
     const uintptr_t rest = start + uintptr_t(mapped) - (aligned + uintptr_t(wanted));
     if (rest) munmap((void*)(aligned + uintptr_t(wanted)), rest);
 #if defined(MADV_HUGEPAGE)
-    madvise((void*)aligned, size_t(wanted), MADV_HUGEPAGE);  // refused on some systems: then pages are small
+    // Refused on some systems: then pages are small.
+    if (huge_pages) madvise((void*)aligned, size_t(wanted), MADV_HUGEPAGE);
 #endif
     return (void*)aligned;
 }

@@ -192,7 +192,7 @@ class Library:
             raise BackendError(f"the CPU kernels could not be loaded: {error}; build them again") from error
         self.nl_kind_of = self.bind("nl_kind_of", c_int64, c_int64)
         self.nl_packed_bytes = self.bind("nl_packed_bytes", c_int64, c_int64, c_int64, c_int64)
-        self.nl_arena_alloc = self.bind("nl_arena_alloc", c_void_p, c_int64)
+        self.nl_arena_alloc = self.bind("nl_arena_alloc", c_void_p, c_int64, c_int64)
         self.nl_arena_free = self.bind("nl_arena_free", None, c_void_p, c_int64)
         self.nl_read = self.bind("nl_read", c_uint64, c_void_p, c_int64)
         self._variant = self.bind("nl_variant", c_char_p, c_int64)

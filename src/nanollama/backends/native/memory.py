@@ -1,4 +1,4 @@
-"""Memory that the kernels work in: zeroed, aligned to huge pages, alive as long as its arena."""
+"""Memory that the kernels work in: zeroed, alive as long as its arena."""
 
 from nanollama.backends.native.library import Library
 from nanollama.errors import BackendError
@@ -10,10 +10,15 @@ PIECE = 64 << 20
 
 
 class Arena:
-    """Hands out zeroed memory from the front of large pieces. What is never touched takes no memory."""
+    """Hands out zeroed memory from the front of large pieces. What is never touched takes no memory.
 
-    def __init__(self, library: Library) -> None:
+    Huge pages make reading weights and a long cache faster. Where only the front of each buffer is used they
+    cost time instead: the system clears two megabytes at the first touch.
+    """
+
+    def __init__(self, library: Library, *, huge_pages: bool) -> None:
         self._library = library
+        self._huge_pages = huge_pages
         self._pieces: list[tuple[int, int]] = []  # address and size
         self._free = 0  # bytes left in the last piece
 
@@ -26,7 +31,7 @@ class Arena:
         n_bytes = -(-max(n_bytes, 1) // ALIGNMENT) * ALIGNMENT
         if n_bytes > self._free:
             size = max(n_bytes, PIECE)
-            start = self._library.nl_arena_alloc(size)
+            start = self._library.nl_arena_alloc(size, self._huge_pages)
             if not start:
                 raise BackendError(
                     f"{size / 2**20:.0f} MiB of memory could not be reserved for the model; "

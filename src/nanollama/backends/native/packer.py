@@ -21,7 +21,8 @@ from nanollama.quant.formats import FORMATS, QuantFormat
 class NativePacker:
     """Gives each parameter its place in an arena and queues its copy.
 
-    ``decoded`` names the tensors that had to become float32. Of the ``n_bytes`` packed, ``embedding_bytes`` are the embedding's and ``expert_bytes`` all experts'.
+    ``decoded`` names the tensors that had to become float32. Of the ``n_bytes`` packed, ``embedding_bytes``
+    are the embedding's and ``expert_bytes`` all experts'.
     """
 
     def __init__(self, library: Library, queue: RepackQueue, arena: Arena) -> None:

@@ -22,7 +22,7 @@ def mac_rate(library: Library, threads: int) -> float:
     """The best of several products of a matrix of SIZE by SIZE that stays in the cache, with ROWS rows."""
     fmt = FORMATS[FORMAT]
     tensor = PackedTensor("random", fmt, (SIZE, SIZE), lambda: random_blocks(fmt, SIZE * SIZE, 1.0, 0))
-    pool, arena = Pool(library, threads), Arena(library)
+    pool, arena = Pool(library, threads), Arena(library, huge_pages=True)
     try:
         queue = RepackQueue(pool)
         weight = NativePacker(library, queue, arena).matrix([tensor], [])
