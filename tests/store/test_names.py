@@ -21,6 +21,7 @@ HEX = "0123456789abcdef" * 4
         ("hub.example.org/me/m:q4", ("hub.example.org", "me", "m", "q4"), "hub.example.org/me/m:q4"),
         ("localhost:8000/me/m", ("localhost:8000", "me", "m", "latest"), "localhost:8000/me/m:latest"),
         ("localhost/library/m:x", ("localhost", "library", "m", "x"), "localhost/library/m:x"),
+        ("registry.ollama.ai/library/m:x", (None, "library", "m", "x"), "m:x"),
         ("a" * 80, (None, "library", "a" * 80, "latest"), "a" * 80 + ":latest"),
     ],
 )

@@ -21,6 +21,8 @@ _RESERVED = frozenset(
 """Names that Windows gives to devices, with or without an ending such as ``con.gguf``."""
 
 _MAX_TEXT = 512
+OLLAMA_HOST = "registry.ollama.ai"
+"""Where Ollama's short names come from. Its clients may spell it out, so a name with it is the one without."""
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
@@ -48,6 +50,8 @@ class ModelName:
         parts = path.split("/")
         if host is None and len(parts) == 3:
             host, *parts = parts
+        if host == OLLAMA_HOST:
+            host = None
         if len(parts) == 1:
             parts = [DEFAULT_NAMESPACE, *parts]
         if len(parts) != 2 or (host is not None and not _HOST.fullmatch(host)):

@@ -16,13 +16,10 @@ from nanollama.errors import FormatError, NanollamaError, UnsupportedError, Usag
 from nanollama.store.files import expanded, read_small, regular_file
 from nanollama.store.go_templates import jinja_for
 from nanollama.store.imports import Imported, Skipped, record_of_file
-from nanollama.store.names import Digest, ModelName
+from nanollama.store.names import OLLAMA_HOST, Digest, ModelName
 from nanollama.store.parameters import DEPRECATED, check_parameter
 from nanollama.store.recipe import ParameterValue, Recipe
 from nanollama.types import Message
-
-_HOST = "registry.ollama.ai"
-"""Whose models have no host in their names."""
 
 _LAYER = "application/vnd.ollama.image."
 _MAX_MANIFEST = 4 << 20
@@ -65,12 +62,12 @@ def ollama_models(folder: Path) -> Iterator[Imported | Skipped]:
         )
     for path in sorted(manifests.glob("*/*/*/*")):
         host, namespace, model, tag = path.relative_to(manifests).parts
-        text = f"{namespace}/{model}:{tag}" if host == _HOST else f"{host}/{namespace}/{model}:{tag}"
+        text = f"{host}/{namespace}/{model}:{tag}"
         try:
             name = ModelName.parse(text)
             yield record_of_manifest(name, path, folder / "blobs")
         except NanollamaError as error:
-            yield Skipped(text, str(error))
+            yield Skipped(text.removeprefix(f"{OLLAMA_HOST}/"), str(error))
 
 
 def record_of_manifest(name: ModelName, path: Path, blobs: Path) -> Imported:

@@ -11,14 +11,18 @@
 namespace nl {
 namespace NL_VARIANT {
 
-constexpr int64_t kFetchAheadKeys = 2048;  // elements, 4 KiB
-
 constexpr int kVecs = kLanes / kVecLanes;  // vectors that hold the lanes of a panel
 #ifdef NL_WIDE
-constexpr int kTileRows = 12, kPanelsAtOnce = 2;
+constexpr int kMaxPanels = 4, kMaxSums = 12;  // side by side, and rows times panels: what fits the registers
 #else
-constexpr int kTileRows = 6, kPanelsAtOnce = 1;
+constexpr int kMaxPanels = 1, kMaxSums = 6;
 #endif
+
+constexpr int panels_at_once(int rows) {
+    int panels = kMaxPanels;
+    while (panels > 1 && panels * rows > kMaxSums) panels /= 2;
+    return panels;
+}
 
 template <int M, int P>
 struct Sums {
@@ -32,19 +36,12 @@ struct Sums {
 };
 
 // P panels side by side: few rows alone would wait for each sum before they can add to it again.
-// sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `next` and
-// `after` (unless null) are fetched: line by line between the sums, since a burst of prefetches would stall
-// the loads behind it.
+// sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `later[p]` are
+// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
 template <int M, int P, int kStride>
 NL_INLINE void add_panels(const uint16_t* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
-                          const uint16_t* const (&next)[P], const uint16_t* const (&after)[P]) {
-    for (int64_t i = 0; i < n; ++i) {
-        if (i % 2 == 0) {
-            for (int p = 0; p < P; ++p) {
-                __builtin_prefetch(next[p] + i * kLanes, 0, 2);
-                if (after[p]) __builtin_prefetch(after[p] + i * kLanes, 0, 2);
-            }
-        }
+                          const uint16_t* const (&later)[P]) {
+    const auto add = [&](int64_t i) {
         for (int p = 0; p < P; ++p) {
             for (int h = 0; h < kVecs; ++h) {
                 const Vec lanes = vec_from_half(panel[p] + i * kLanes + h * kVecLanes);
@@ -52,7 +49,14 @@ NL_INLINE void add_panels(const uint16_t* const (&panel)[P], int64_t n, const fl
                     sums.of[p][m][h] = fma(lanes, every<Vec>(x[m * kStride + i]), sums.of[p][m][h]);
             }
         }
+    };
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2) {  // a line of each panel
+        for (int p = 0; p < P; ++p) __builtin_prefetch(later[p] + i * kLanes, 0, 2);
+        add(i);
+        add(i + 1);
     }
+    if (i < n) add(i);
 }
 
 // One row's unfinished result: sum of e^(score - maximum) * value, and of e^(score - maximum). total 0:
@@ -89,7 +93,7 @@ NL_INLINE F merged(F before, F now, const Rescale& rescale) {
 // M rows (a query and a head each) against one span.
 template <int M>
 struct SpanTile {
-    static constexpr int P = M * kPanelsAtOnce <= kTileRows ? kPanelsAtOnce : 1;
+    static constexpr int P = panels_at_once(M);
     const float* query[M];
     RowState* state[M];
     int64_t low[M], high[M];  // visible tokens, clipped to the span
@@ -131,19 +135,16 @@ struct SpanTile {
     template <int P>
     NL_MEMBER void score_panels(const NlAttention& job, const Pages& pages, int64_t token, int64_t from,
                                 int64_t to, const float* queries, float* scores, Vec (&top)[M][kVecs]) {
-        const int64_t distance = (kFetchAheadKeys / job.cache.head_dim + kLanes - 1) / kLanes * kLanes;
-        const uint16_t *panel[P], *next[P], *after[P];
+        const uint16_t *panel[P], *later[P];
         for (int p = 0; p < P; ++p) {
-            const int64_t here = token + p * kLanes, later = here + distance < to ? here + distance : here;
-            const int64_t at = pages.keys(here);
+            const int64_t at = pages.keys(token + p * kLanes);
             panel[p] = job.cache.keys + at;
-            next[p] = job.cache.keys + pages.keys(later);
             // The values of these tokens are needed after the scores. They take as much room as the keys, at
             // the same place of their page.
-            after[p] = job.cache.values + at;
+            later[p] = job.cache.values + at;
         }
         Sums<M, P> sums;
-        add_panels<M, P, kMaxHeadDim>(panel, job.cache.head_dim, queries, sums, next, after);
+        add_panels<M, P, kMaxHeadDim>(panel, job.cache.head_dim, queries, sums, later);
         for (int p = 0; p < P; ++p) {
             const int64_t here = token + p * kLanes;
             for (int m = 0; m < M; ++m) {
@@ -198,15 +199,15 @@ struct SpanTile {
         for (int64_t token = from; token < to;) {
             const int64_t offset = token % cache.block_size, left = cache.block_size - offset;
             const int64_t count = to - token < left ? to - token : left;
-            const uint16_t *panel[P], *next[P], *after[P], *page = cache.values + pages.page(token);
+            const uint16_t *panel[P], *later[P], *page = cache.values + pages.page(token);
+            const int64_t then = upcoming.from + token - from;
+            const uint16_t* keys = then < upcoming.to ? cache.keys + upcoming.pages.page(then) : page;
             for (int p = 0; p < P; ++p) {
-                panel[p] = page + (d + p * kLanes) * cache.block_size + offset * kLanes;
-                next[p] = panel[p] + P * cache.block_size * kLanes;
-                const int64_t then = upcoming.from + token - from;
-                after[p] =
-                    then < upcoming.to ? cache.keys + upcoming.pages.page(then) + (panel[p] - page) : nullptr;
+                const int64_t at = (d + p * kLanes) * cache.block_size + offset * kLanes;
+                panel[p] = page + at;
+                later[p] = keys + at;
             }
-            add_panels<M, P, kSpan>(panel, count, scores + token - from, sums, next, after);
+            add_panels<M, P, kSpan>(panel, count, scores + token - from, sums, later);
             token += count;
         }
         for (int m = 0; m < M; ++m) {
