@@ -59,7 +59,7 @@ def toys_equal_the_reference(device: str) -> Iterator[Facts]:
 
 
 def a_crowd_changes_nothing(device: str) -> Iterator[Facts]:
-    """Eight greedy requests through the engine, alone and together, in float32."""
+    """Eight greedy requests through the engine, alone and together, and again from the cache, in float32."""
     for kind in ("llama", "gemma3"):
         toy = make_toy(kind)
         requests = [
@@ -79,8 +79,10 @@ def a_crowd_changes_nothing(device: str) -> Iterator[Facts]:
             name = " ".join(variant) or "eager"
             for crowd in (1, 8):
                 engine = Engine(backend, EngineConfig(n_ctx=256, token_budget=64, max_sequences=crowd))
-                running = [engine.submit(request) for request in requests]
-                texts[f"{name}, {crowd} together"] = [[e.token_id for e in each] for each in running]
+                for when in ("", ", again"):
+                    running = [engine.submit(request) for request in requests]
+                    tokens = [[event.token_id for event in each] for each in running]
+                    texts[f"{name}, {crowd} together{when}"] = tokens
                 engine.close()
         first = next(iter(texts.values()))
         for name, found in texts.items():

@@ -15,13 +15,14 @@ import os
 import statistics
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from nanollama import LLM
-from server_load import WORDS, process
+from server_load import TOKEN, WORDS, pieces, process
 
 
 def request(model: str, content: str, tokens: int) -> dict[str, object]:
@@ -35,24 +36,22 @@ def request(model: str, content: str, tokens: int) -> dict[str, object]:
     }
 
 
-async def first_token_s(client: httpx.AsyncClient, body: dict[str, object]) -> float:
-    start = time.perf_counter()
-    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
-        reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if '"content"' in line and '"content":""' not in line:
+async def first_token_s(address: str, body: dict[str, object]) -> float:
+    start, seen = time.perf_counter(), b""
+    async with aclosing(pieces(address, body)) as coming:
+        async for piece in coming:
+            seen += piece
+            if TOKEN.search(seen):
                 return time.perf_counter() - start
     raise RuntimeError("the stream ended without a token")
 
 
-async def token_ms_over_http(client: httpx.AsyncClient, body: dict[str, object]) -> float:
+async def token_ms_over_http(address: str, body: dict[str, object]) -> float:
     """Milliseconds between two tokens of a stream, on average."""
-    times = []
-    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
-        reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if '"content"' in line:
-                times.append(time.perf_counter())
+    times: list[float] = []
+    async with aclosing(pieces(address, body)) as coming:
+        async for piece in coming:
+            times += [time.perf_counter()] * piece.count(b'"content"')
     return 1000 * (times[-1] - times[1]) / (int(str(body["max_tokens"])) - 1)
 
 
@@ -65,13 +64,13 @@ def token_ms_in_python(llm: LLM, body: dict[str, Any]) -> float:
     return 1000 * (times[-1] - times[0]) / (body["max_tokens"] - 1)
 
 
-async def compare_http(client: httpx.AsyncClient, model: str, args: argparse.Namespace) -> None:
+async def compare_http(address: str, model: str, args: argparse.Namespace) -> None:
     """Pairs of one stream over HTTP and the same from Python, one after the other."""
     body = request(model, "Write a long story.", 128)
     with LLM(args.model, n_ctx=4096) as llm:
         pairs = []
         for _ in range(args.pairs + 1):
-            pairs.append((await token_ms_over_http(client, body), token_ms_in_python(llm, body)))
+            pairs.append((await token_ms_over_http(address, body), token_ms_in_python(llm, body)))
     http, python = (statistics.median(each) for each in zip(*pairs[1:], strict=True))
     added = statistics.median(100 * (a / b - 1) for a, b in pairs[1:])
     print(f"a token of one stream: {http:.2f} ms over HTTP, {python:.2f} ms from Python; "
@@ -102,7 +101,7 @@ async def measure(address: str, pid: int, args: argparse.Namespace) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
         await answer(client, request(model, "Hello", 4))
-        await compare_http(client, model, args)
+        await compare_http(address, model, args)
         firsts, repeats = [], []
         for attempt in range(3):
             words = " ".join(
@@ -110,8 +109,8 @@ async def measure(address: str, pid: int, args: argparse.Namespace) -> None:
             )
             body = request(model, f"{attempt} {words}", 2)
             count = (await client.post("/tokenize", json={"model": model, "prompt": words})).json()["count"]
-            firsts.append(await first_token_s(client, body))
-            repeats.append(await first_token_s(client, body))
+            firsts.append(await first_token_s(address, body))
+            repeats.append(await first_token_s(address, body))
         first, repeated = statistics.median(firsts), statistics.median(repeats)
         print(f"first token of a prompt of about {count} tokens: {first:.3f} s; repeated: {repeated:.3f} s "
               f"({100 * repeated / first:.1f} %)")  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 
 from nanollama import LLM, Message
 from nanollama.answer import fold
+from nanollama.engine.children import MIN_COMMON
 from nanollama.errors import (
     ContextOverflowError,
     ModelNotFoundError,
@@ -106,8 +107,7 @@ def test_the_second_turn_finds_the_first_in_the_cache(smollm2: LLM) -> None:
         {"role": "user", "content": "And Italy?"},
     ]
     second = smollm2.chat(more, max_tokens=8, temperature=0)
-    # Whole blocks of 32 tokens are found again.
-    assert second.timings.cached_tokens >= first.prompt_tokens // 32 * 32 > 0
+    assert second.timings.cached_tokens > first.prompt_tokens - MIN_COMMON
 
 
 def test_a_model_without_a_template_can_not_chat(stories: LLM) -> None:

@@ -5,7 +5,7 @@ differ.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from nanollama.engine.generation import Generation, State
@@ -14,9 +14,11 @@ from nanollama.text.stream import TextStream
 from nanollama.text.tokenizer import Tokenizer
 from nanollama.types import Completion, Logprob, TextEvent, Timings, TokenEvent
 
+ABORTED = "the answer was aborted"
+
 
 class Answer:
-    """One answer. Iterate it once, with ``for`` or ``async for``; leaving early aborts it.
+    """One answer. Iterate it once, with ``for`` or ``async for``, or listen to it; leaving early aborts it.
 
     ``dropped_messages`` and ``dropped_tokens`` count what the context policy left out of the prompt.
     """
@@ -56,13 +58,41 @@ class Answer:
                 if self._fold.is_over:
                     return
 
+    def listen(self, put: Callable[[TextEvent | Exception], None]) -> None:
+        """Have the running event loop call ``put`` with each event as it comes, or with what went wrong.
+
+        The last call is that with the completion or with an exception. It takes no task to listen, so a token
+        costs no switch of tasks.
+        """
+
+        def news() -> None:
+            if self._fold.is_over:
+                return
+            try:
+                for token in self._generation.take():
+                    if not isinstance(token, TokenEvent):
+                        raise token or NanollamaError(ABORTED)
+                    if (event := self._fold.push(token)) is not None:
+                        put(event)
+                    if self._fold.is_over:
+                        break
+            except Exception as error:  # whatever it is: the reader is to be told
+                self._fold.is_over = True
+                self._generation.abort()
+                put(error)
+            if self._fold.stopped_early:
+                self._generation.abort()
+
+        self._generation.listen(news)
+        news()
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Tells an end from an abort, and ends in the engine what nobody reads on."""
         try:
             yield
             if not self._fold.is_over:
-                raise NanollamaError("the answer was aborted")
+                raise NanollamaError(ABORTED)
         finally:
             if not self._fold.is_over or self._fold.stopped_early:
                 self._generation.abort()

@@ -69,3 +69,18 @@ def test_compiled_half_precision_with_windows_stays_near_eager() -> None:
         rows[name] = np.concatenate(logits)
     assert rows["compiled"].shape == (3, VOCAB)
     assert np.abs(rows["compiled"] - rows["eager"]).max() < 0.02 * np.abs(rows["eager"]).max()
+
+
+def test_compiled_steps_make_their_copies_once_and_before_all_groups() -> None:
+    """The copied block is written by one group, its source by the other."""
+    ids = tuple(np.random.default_rng(6).integers(0, VOCAB, 60).tolist())
+    rows = {}
+    for name, more in (("eager", {}), ("compiled", {"compile": True})):
+        backend = backend_of("llama", **more)
+        backend.step(ModelInput(ids[:20], (SequenceInput(20, 0, (3,)),), ()))
+        mixed = (SequenceInput(1, 19, (5,)), SequenceInput(20, 0, (3,)))
+        rows[name] = backend.step(ModelInput((*ids[19:20], *ids[20:40]), mixed, (0, 20), ((3, 5),)))
+    alone = backend_of("llama").step(ModelInput(ids[:20], (SequenceInput(20, 0, (0,)),), (19,)))
+    for found in rows.values():
+        assert np.abs(found[0] - alone[0]).max() < 1e-4
+    assert np.abs(rows["compiled"] - rows["eager"]).max() < 1e-4

@@ -119,6 +119,58 @@ def test_generated_tokens_are_copied_like_a_prompt():
     assert admitted(blocks, range(13)).n_cached == 12
 
 
+@pytest.mark.parametrize(
+    ("tokens", "n_found"),
+    [(range(13), 12), (range(20), 13), ([*range(12), 90], 12), ([*range(11), 90], 8), (range(12), 8)],
+)
+def test_the_last_block_of_a_sequence_is_copied_once_nobody_writes_it(tokens, n_found):
+    blocks = manager()
+    first = run(blocks, range(13))
+    early = admitted(blocks, tokens)
+    assert early.n_cached == min(n_found, 8)
+    blocks.release(early)
+    blocks.release(first)
+    assert (blocks.n_free, blocks.n_cached) == (6, 2)
+    assert admitted(blocks, tokens).n_cached == n_found
+
+
+def test_three_tokens_in_a_last_block_are_not_kept():
+    blocks = manager()
+    blocks.release(run(blocks, range(11)))
+    assert (blocks.n_free, blocks.n_cached) == (7, 1)
+
+
+def test_a_last_block_is_kept_only_if_it_says_more_than_others():
+    blocks = manager(16)
+    for tokens, n_cached in (
+        (range(13), 2),
+        (range(13), 2),
+        (range(12), 2),
+        (range(14), 3),  # says more; the shorter one stays until it is evicted
+        ([*range(12), 90], 4),
+        (range(16), 5),
+        (range(15), 5),
+    ):
+        blocks.release(run(blocks, tokens))
+        blocks.check([])
+        assert blocks.n_cached == n_cached
+
+
+def test_a_last_block_without_full_ones_before_it_is_copied():
+    blocks = manager()
+    blocks.release(run(blocks, range(6)))
+    assert admitted(blocks, range(6)).n_cached == 5
+    assert admitted(blocks, range(6), "other salt").n_cached == 0
+
+
+def test_who_was_preempted_copies_its_own_last_block():
+    blocks = manager()
+    first = run(blocks, range(14))
+    blocks.release(first)
+    assert blocks.admit(first, reserve=0)
+    assert first.n_cached == 13
+
+
 @pytest.mark.parametrize("salt", ["a", "A", "\0"])
 def test_requests_with_another_salt_copy_nothing(salt):
     blocks = manager()
@@ -191,14 +243,21 @@ def test_a_source_that_becomes_its_own_copy_stays_where_it_is():
     assert blocks.first_missing(sequence(blocks, range(17))) == sequence(blocks, range(16)).block_keys[1]
 
 
-def test_release_before_the_copy_was_made_loses_no_block():
-    blocks = manager()
+@pytest.mark.parametrize(("is_made", "n_found"), [(True, 13), (False, 8)])
+def test_a_copy_is_copied_on_only_if_it_was_made(is_made, n_found):
+    """Let go before its step was done, as when that failed: nobody knows what is in the destination."""
+    blocks = manager(3)
     blocks.release(run(blocks, range(16)))
     new = admitted(blocks, range(14))
-    blocks.take_copies()
+    other = admitted(blocks, range(50, 54))  # evicts the source
+    assert blocks.take_copies() == ((1, 2),)
+    if is_made:
+        blocks.advance(new, 1)
     blocks.release(new)
+    blocks.release(other)
     blocks.check([])
-    assert (blocks.n_free, blocks.n_cached, blocks.n_used) == (6, 2, 0)
+    assert blocks.n_free == (1 if is_made else 2)
+    assert admitted(blocks, range(14)).n_cached == n_found
 
 
 def lose_a_child(blocks, held):
@@ -235,6 +294,10 @@ def copy_a_copy(blocks, held):
     blocks._copies += [(held.block_table[0], held.block_table[2]), (held.block_table[2], held.block_table[3])]
 
 
+def await_a_copy_that_nobody_counts_on(blocks, held):
+    blocks._uncopied.add(7)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -246,6 +309,7 @@ def copy_a_copy(blocks, held):
         copy_into_a_free_block,
         copy_twice_into_one_block,
         copy_a_copy,
+        await_a_copy_that_nobody_counts_on,
     ],
 )
 def test_the_integrity_check_sees_damage_to_children_and_copies(damage):

@@ -122,6 +122,7 @@ def alone(maker: str, each: Request, kind: str = "llama") -> list[TokenEvent]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_told", [70, 96])
 @pytest.mark.parametrize(
     ("n_same", "n_other", "n_cached"),
     [
@@ -129,6 +130,8 @@ def alone(maker: str, each: Request, kind: str = "llama") -> list[TokenEvent]:
         (32, 0, 31),
         (64, 0, 63),
         (64, 1, 64),  # whole blocks, nothing to copy
+        (70, 0, 69),  # what was told ends inside a block, or does not
+        (70, 20, 70),
         (20, 0, 19),  # inside the first block
         (45, 25, 45),  # departs inside a block, and ends behind it
         (10, 3, 10),
@@ -136,10 +139,11 @@ def alone(maker: str, each: Request, kind: str = "llama") -> list[TokenEvent]:
     ],
 )
 def test_an_answer_is_the_same_with_a_copied_block(
-    maker: str, kind: str, n_same: int, n_other: int, n_cached: int
+    maker: str, kind: str, n_told: int, n_same: int, n_other: int, n_cached: int
 ) -> None:
-    told = ids_of(1, 70)
+    told = ids_of(1, 96)
     again = request((*told[:n_same], *((i + 1) % VOCAB for i in told[n_same : n_same + n_other])), 40)
+    told = told[:n_told]
     engine = engine_of(maker, kind)
     list(engine.submit(request(told, 1)))
     events = list(engine.submit(again))
@@ -147,16 +151,19 @@ def test_an_answer_is_the_same_with_a_copied_block(
     engine.close()
     assert events[0].cached_tokens == stats.prefix_hit_tokens == n_cached
     assert len(engine.backend.copies) == (n_cached % BLOCK_TOKENS > 0)
-    assert sum(len(s.token_ids) for s in engine.backend.steps) == 70 + n_same + n_other - n_cached + 39
+    assert sum(len(s.token_ids) for s in engine.backend.steps) == n_told + n_same + n_other - n_cached + 39
     assert_same(events, alone(maker, again, kind), maker)
 
 
-def test_a_repeated_prompt_computes_one_token_once_its_block_is_full(engine: Engine, maker: str) -> None:
-    asked = request(ids_of(2, 51), 20)
-    first = list(engine.submit(asked))
-    second = list(engine.submit(asked))
-    assert (first[0].cached_tokens, second[0].cached_tokens) == (0, 50)
+@pytest.mark.parametrize("max_tokens", [1, 4, 20])
+def test_a_repeated_prompt_computes_one_token_however_short_its_answer_was(
+    engine: Engine, maker: str, max_tokens: int
+) -> None:
+    asked = request(ids_of(2, 51), max_tokens)
+    first, second, third = (list(engine.submit(asked)) for _ in range(3))
+    assert [events[0].cached_tokens for events in (first, second, third)] == [0, 50, 50]
     assert_same(second, first, maker)
+    assert_same(third, first, maker)
 
 
 def test_two_sequences_copy_from_one_source_in_one_step(engine: Engine, maker: str) -> None:

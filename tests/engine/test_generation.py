@@ -23,13 +23,15 @@ def generation() -> Generation:
 
 def test_a_loop_is_called_once_for_all_its_readers() -> None:
     first, second = CountingLoop(), CountingLoop()
-    readers = [Reader(loop, asyncio.Event()) for loop in (first, second, first, first)]
+    events = [asyncio.Event() for _ in range(4)]
+    loops = (first, second, first, first)
+    readers = [Reader(loop, event.set) for loop, event in zip(loops, events, strict=True)]
     wake(readers)
     assert (len(first.calls), len(second.calls)) == (1, 1)
     for loop in (first, second):
         for work, args in loop.calls:
             work(*args)
-    assert all(reader.ready.is_set() for reader in readers)
+    assert all(event.is_set() for event in events)
     wake([])
     assert (len(first.calls), len(second.calls)) == (1, 1)
 
@@ -37,7 +39,7 @@ def test_a_loop_is_called_once_for_all_its_readers() -> None:
 def test_a_reader_whose_loop_is_closed_is_passed_over() -> None:
     closed, left = asyncio.new_event_loop(), CountingLoop()
     closed.close()
-    wake([Reader(closed, asyncio.Event()), Reader(left, asyncio.Event())])
+    wake([Reader(closed, asyncio.Event().set), Reader(left, asyncio.Event().set)])
     assert len(left.calls) == 1
 
 

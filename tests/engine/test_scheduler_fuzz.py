@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 
@@ -27,6 +28,7 @@ class World:
         self.scheduler = scheduler(block_tokens=size, **limits)
         self.cache: list[list[int]] = [[0] * size for _ in range(num_blocks)]
         self.fingerprints: dict[int, list[int]] = {}
+        self.behind: dict[bytes, int] = {}  # the last fingerprint of what a key stands for
         self.prefixes = [[self.rng.randrange(3) for _ in range(n_ctx)] for _ in range(3)]
         self.seen: Counter[str] = Counter()
         self.n_ids = 0
@@ -45,6 +47,8 @@ class World:
         else:
             self.step()
         self.scheduler.check()
+        if self.rng.random() < 0.02:
+            self.check_findable()
 
     def add(self) -> None:
         """Add a request, or the answers to one prompt."""
@@ -79,6 +83,9 @@ class World:
         known = self.fingerprints[one.id]
         for token in one.token_ids[len(known) :]:
             known.append(hash((known[-1] if known else hash(one.request.salt), token)))
+        self.behind[self.scheduler.blocks._root(one.request.salt)] = hash(one.request.salt)
+        for i, key in enumerate(one.block_keys, 1):
+            self.behind[key] = known[i * self.size - 1]
 
     def step(self) -> None:
         s, rng = self.scheduler, self.rng
@@ -87,7 +94,8 @@ class World:
         plan = s.plan()
         self.check_plan(plan, before, decoding)
         s.check()
-        if rng.random() < 0.01:
+        is_source_gone = any(s.blocks._key_of[source] is None for source, _ in plan.copies)
+        if rng.random() < (0.5 if is_source_gone else 0.01):
             self.fail(plan)  # before anything was copied
             return
         self.copy(plan)
@@ -143,6 +151,7 @@ class World:
         for item in plan.scheduled:
             self.scheduler.abort(item.sequence.id)
         self.seen["failures"] += 1
+        self.check_findable()
 
     def copy(self, plan: StepPlan) -> None:
         """Make the copies one after the other, and look whether all at once would have been the same."""
@@ -167,6 +176,12 @@ class World:
                 n = min(self.size, one.n_cached - i * self.size)
                 assert self.cache[one.block_table[i]][:n] == known[i * self.size : i * self.size + n]
 
+    def check_findable(self) -> None:
+        """All that others may find or copy, in use or not, is what it is found as."""
+        for block, (parent, tokens) in self.scheduler.blocks._children.contents().items():
+            expected = accumulate(tokens, lambda last, t: hash((last, t)), initial=self.behind[parent])
+            assert self.cache[block][: len(tokens)] == list(expected)[1:]
+
     def write(self, plan: StepPlan) -> None:
         holders = Counter(block for one in self.scheduler.running for block in one.block_table)
         for item in plan.scheduled:
@@ -183,6 +198,7 @@ class World:
             self.step()
         assert not self.scheduler.has_work, "somebody starves"
         self.scheduler.check()
+        self.check_findable()
         stats = self.scheduler.stats
         assert stats.blocks_used == 0
         assert stats.blocks_free + stats.blocks_cached == self.scheduler.blocks.num_blocks
@@ -202,7 +218,7 @@ WORLDS = [
     {"num_blocks": 32, "size": 6, "max_sequences": 16, "budget": 16, "n_ctx": 40},
     {"num_blocks": 16, "size": 8, "max_sequences": 1, "budget": 5, "n_ctx": 64},
     {"num_blocks": 16, "size": 16, "max_sequences": 6, "budget": 6, "n_ctx": 100},
-    {"num_blocks": 5, "size": 5, "max_sequences": 3, "budget": 3, "n_ctx": 24},
+    {"num_blocks": 5, "size": 8, "max_sequences": 3, "budget": 3, "n_ctx": 40},
 ]
 LOADS = (0.08, 0.4, 0.15, 0.03)
 OPERATIONS = 4000

@@ -15,7 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
-from nanollama.errors import BackendError, ContextOverflowError, ModelNotFoundError, UsageError
+from nanollama.errors import (
+    BackendError,
+    ContextOverflowError,
+    ModelNotFoundError,
+    NanollamaError,
+    UsageError,
+)
 from nanollama.server.source import Found
 from nanollama.types import Completion, Logprob, TextEvent, Timings
 
@@ -91,8 +97,18 @@ class ScriptedAnswer:
         self._aborted.set()
         self._engine.open.discard(self)
 
-    def __aiter__(self):
-        return self._events()
+    def listen(self, put):
+        self._task = asyncio.create_task(self._put_all(put))
+
+    async def _put_all(self, put):
+        event = None
+        try:
+            async for event in self._events():
+                put(event)
+            if event is None or event.completion is None:
+                raise NanollamaError("the answer was aborted")
+        except Exception as error:
+            put(error)
 
     async def _wait(self, seconds):
         """Like the engine's own crossing, it notices an abort at once or nearly so."""

@@ -8,6 +8,8 @@ import random
 
 import pytest
 
+from nanollama.server.gate import SlowClientError
+from nanollama.server.responses import NDJSON, StreamedReply
 from nanollama.server.settings import Limits
 from server.worlds import LiveServer, World, run
 
@@ -140,6 +142,28 @@ def test_a_reader_that_stops_reading_is_cut_off_and_holds_up_nobody():
                     rest += piece
             assert not rest.endswith(b"[DONE]\n\n")
             writer.close()
+
+    run(main())
+
+
+def test_a_reader_that_leaves_only_the_end_unread_is_cut_off_as_well():
+    """The last write of a body had no limit: who did not read it kept a place for ever."""
+
+    class Stuck:
+        """A reader that takes all but the end of the body."""
+
+        async def __call__(self, message):
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                await asyncio.Event().wait()
+
+    class Two(StreamedReply):
+        async def pieces(self):
+            yield b"one"
+            yield b"two"
+
+    async def main():
+        with pytest.raises(SlowClientError):
+            await Two(Limits(slow_reader_s=0.05), NDJSON)({}, None, Stuck())
 
     run(main())
 

@@ -29,7 +29,7 @@ def test_all_answers_come_through_whole():
         llm, answers = start("tokens=5 delay=0.001", n=3)
         relay = Relay(answers, 256)
         assert await texts(relay) == dict.fromkeys(range(3), "abcde")
-        await relay.close()
+        relay.close()
         assert not llm.engine.open
 
     run(main())
@@ -49,7 +49,7 @@ def test_a_reader_that_sleeps_finds_few_events_and_all_text(limit):
             assert sum(len(event.logprobs) for event in events) == 501
             assert events[-1].completion is not None
         assert await relay.next_batch() == []
-        await relay.close()
+        relay.close()
 
     run(main())
 
@@ -62,7 +62,7 @@ def test_a_failure_comes_after_what_came_before_it_and_ends_the_others():
         assert [event.text for index, event in await relay.next_batch() if index == 0] == ["a", "b", "c"]
         with pytest.raises(Exception, match="out of blocks"):
             await relay.next_batch()
-        await relay.close()
+        relay.close()
         assert not llm.engine.open
 
     run(main())
@@ -76,7 +76,7 @@ def test_it_can_be_ended_from_outside():
         relay.fail(ValueError("stop"))
         with pytest.raises(ValueError, match="stop"):
             await relay.next_batch(5)
-        await relay.close()
+        relay.close()
         assert not llm.engine.open
 
     run(main())
@@ -90,7 +90,7 @@ def test_waiting_has_an_end_and_can_go_on():
             await relay.next_batch(0.02)
         assert relay.progress() == "prefill 3/20"
         assert len(await relay.next_batch(5)) == 1
-        await relay.close()
+        relay.close()
 
     run(main())
 

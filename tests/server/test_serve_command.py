@@ -14,6 +14,7 @@ import pytest
 from nanollama.cli.main import Parser
 from nanollama.cli.options import Expected
 from nanollama.cli.serve import add_serve_parser, announce, duration, serve_command, serve_settings
+from nanollama.engine.children import MIN_COMMON
 from nanollama.errors import ModelNotFoundError, UsageError
 from nanollama.server.environment import VARIABLES
 from nanollama.server.settings import ServerSettings
@@ -219,7 +220,8 @@ def test_a_repeated_prompt_is_found_in_the_cache(real):
     long = [{"role": "user", "content": "Tell me about the sea. " * 30}]
     for _ in range(2):
         reply = real.chat.completions.create(model=MODEL, messages=long, max_tokens=2)
-    assert reply.usage.prompt_tokens_details.cached_tokens > 100
+    n_computed = reply.usage.prompt_tokens - reply.usage.prompt_tokens_details.cached_tokens
+    assert 1 <= n_computed <= MIN_COMMON  # the end too, which no whole block holds
 
 
 @pytest.mark.model

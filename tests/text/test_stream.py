@@ -33,6 +33,11 @@ def test_text_without_stop_strings_is_shown_at_once() -> None:
     assert pieces("abc")[0] == ["a", "b", "c", ""]
 
 
+@given(text=st.text(max_size=20))
+def test_with_no_stop_strings_text_comes_as_with_one_that_never_appears(text: str) -> None:
+    assert pieces(text) == pieces(text, ("\ud800",))
+
+
 def test_half_a_character_is_held_back() -> None:
     assert pieces("é!")[0] == ["", "é", "!", ""]
 

@@ -4,12 +4,13 @@ Sequences come in and get block ids; no memory is touched here. Each block is in
 
 * free: nothing worth keeping is in it;
 * used: at least one sequence has it in its block table;
-* cached: nobody uses it, but it holds a full block of known tokens and can be found by its key. When no free
-  block is left, the cached block that was let go longest ago is taken.
+* cached: nobody uses it, but it holds known tokens and can be found. When no free block is left, the cached
+  block that was let go longest ago is taken.
 
-The key of a full block is a SHA-256 over the key before it and its token ids in fixed width, the first over
-the root seed and the salt of the request. So equal keys mean the same model, salt, tokens and position, and
-nobody can make two prompts meet in one key. A block with a key is never written again.
+The key of a block is a SHA-256 over the key before it and its token ids in fixed width, the first over the
+root seed and the salt of the request. So equal keys mean the same model, salt, tokens and position, and
+nobody can make two prompts meet in one key. A block with a key is never written again: a full one gets it at
+once, the last one of a sequence, which is seldom full, when the sequence lets it go.
 
 A prompt that ends or departs inside a shared block can't have that block in its table: it would write its own
 tokens behind the common ones, under the eyes of others. So it gets a fresh block and a copy of what is in the
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 
-from nanollama.engine.children import Children
+from nanollama.engine.children import MIN_COMMON, Children
 from nanollama.engine.sequence import Sequence
 
 
@@ -42,7 +43,6 @@ class BlockManager:
         self.n_evicted = 0
         """Cached blocks that were given up for new content."""
         self._seed = sha256(root_seed).digest()
-        self._pack = struct.Struct(f"<{block_tokens}I").pack
         self._references = [0] * num_blocks
         self._free = list(reversed(range(num_blocks)))  # a stack: small ids first, so memory grows with use
         self._cached: dict[int, None] = {}  # in the order in which they were let go
@@ -50,6 +50,7 @@ class BlockManager:
         self._block_of: dict[bytes, int] = {}
         self._children = Children()
         self._copies: list[tuple[int, int]] = []
+        self._uncopied: set[int] = set()  # destinations of copies whose step is not known to have run
 
     @property
     def n_free(self) -> int:
@@ -99,6 +100,7 @@ class BlockManager:
         sequence.block_table += (self._take() for _ in range(n_new))
         if source is not None and source != (destination := sequence.block_table[len(found)]):
             self._copies.append((source, destination))
+            self._uncopied.add(destination)
         sequence.n_cached = len(found) * self.block_tokens + n_copied
         self.n_looked_up += sequence.n_tokens
         self.n_found += sequence.n_cached
@@ -128,18 +130,18 @@ class BlockManager:
         """
         size = self.block_tokens
         first_full = sequence.n_cached // size
+        self._uncopied.discard(sequence.block_table[first_full])
         sequence.n_cached += n_new
         assert sequence.n_cached <= sequence.n_tokens
         for i in range(first_full, sequence.n_cached // size):
             key, block = sequence.block_keys[i], sequence.block_table[i]
             if key not in self._block_of:
-                self._block_of[key] = block
-                self._key_of[block] = key
                 tokens = tuple(sequence.token_ids[i * size : (i + 1) * size])
-                self._children.add(block, self._parent(sequence, i), tokens)
+                self._name(block, key, self._parent(sequence, i), tokens)
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks from a sequence. Those with a key stay findable until they are needed."""
+        self._name_last(sequence)
         # Backwards: the end of a prefix is of use only together with its start, so it is given up first.
         for block in reversed(sequence.block_table):
             self._references[block] -= 1
@@ -174,6 +176,7 @@ class BlockManager:
         children = {self._key(*child): block for block, child in self._children.contents().items()}
         assert children == self._block_of, "children and blocks do not agree"
         self._check_copies()
+        assert all(self._references[block] == 1 for block in self._uncopied), "a copy is awaited by nobody"
         for sequence in sequences:
             self._check_sequence(sequence)
 
@@ -204,7 +207,8 @@ class BlockManager:
             assert block not in {source for source, _ in self._copies[i + 1 :]}, "a copy is copied"
 
     def _key(self, parent: bytes, tokens: Iterable[int]) -> bytes:
-        return sha256(parent + self._pack(*tokens)).digest()
+        tokens = tuple(tokens)
+        return sha256(parent + struct.pack(f"<{len(tokens)}I", *tokens)).digest()
 
     def _parent(self, sequence: Sequence, index: int) -> bytes:
         """The key before a block of a sequence."""
@@ -227,6 +231,25 @@ class BlockManager:
                 break
             found.append(block)
         return found
+
+    def _name(self, block: int, key: bytes, parent: bytes, tokens: tuple[int, ...]) -> None:
+        self._block_of[key] = block
+        self._key_of[block] = key
+        self._children.add(block, parent, tokens)
+
+    def _name_last(self, sequence: Sequence) -> None:
+        """Let others copy the tokens behind the last full block: nobody writes there any more."""
+        index, n = divmod(sequence.n_cached, self.block_tokens)
+        if n < MIN_COMMON:
+            return
+        block, parent = sequence.block_table[index], self._parent(sequence, index)
+        tokens = tuple(sequence.token_ids[sequence.n_cached - n : sequence.n_cached])
+        if block in self._uncopied:  # the step failed: what counts as cached may never have come
+            self._uncopied.remove(block)
+            return
+        known = self._children.closest(parent, tokens)
+        if known is None or known[1] < n:
+            self._name(block, self._key(parent, tokens), parent, tokens)
 
     def _find_part(self, sequence: Sequence) -> tuple[int | None, int]:
         """A block whose beginning is what a sequence needs next, behind its table, and how many tokens of it.

@@ -12,7 +12,7 @@ MIN_COMMON = 4
 
 
 class Children:
-    """Full blocks under the key of the block before them (of the first: the root) and their first tokens.
+    """Blocks under the key of the block before them (of the first: the root) and their first tokens.
 
     Under the first ``MIN_COMMON`` tokens, so that of the thousands of first blocks of a busy cache only those
     are compared that can be of use.

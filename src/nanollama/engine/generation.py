@@ -15,31 +15,31 @@ from nanollama.errors import NanollamaError
 from nanollama.types import Request, TokenEvent
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Event
+    from asyncio import AbstractEventLoop
 
 State = Literal["queued", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """An asyncio task that takes events: it looks for new ones whenever ``ready`` is set on its loop."""
+    """Who takes events on an event loop, where ``ready`` is called whenever there are new ones."""
 
     loop: "AbstractEventLoop"
-    ready: "Event"
+    ready: Callable[[], None]
 
 
 def wake(readers: Iterable[Reader]) -> None:
-    """Wake readers from any thread, with one call into each event loop however many of its tasks wait.
+    """Wake readers from any thread, with one call into each event loop however many of them wait there.
 
     Each call writes to a pipe and may hand the interpreter over to the loop's thread: one for each of 32
     streams kept the engine from its next step.
     """
-    ready: dict[AbstractEventLoop, list[Event]] = {}
+    ready: dict[AbstractEventLoop, list[Callable[[], None]]] = {}
     for reader in readers:
         ready.setdefault(reader.loop, []).append(reader.ready)
-    for loop, events in ready.items():
+    for loop, calls in ready.items():
         with suppress(RuntimeError):  # the loop has been closed: then nobody waits any more
-            loop.call_soon_threadsafe(_set, events)
+            loop.call_soon_threadsafe(_call, calls)
 
 
 class Generation:
@@ -76,6 +76,23 @@ class Generation:
             self._changed.notify()
             return () if self._reader is None else (self._reader,)
 
+    def listen(self, ready: Callable[[], None]) -> None:
+        """Have the running event loop call ``ready`` whenever there is more to :meth:`take`.
+
+        There may be something to take already. ``ready`` does not raise: others are called after it.
+        """
+        import asyncio  # 20 ms that a thread's caller need not spend
+
+        with self._changed:
+            self._reader = Reader(asyncio.get_running_loop(), ready)
+
+    def take(self) -> list[TokenEvent | NanollamaError | None]:
+        """All that was put in and not taken yet, without waiting."""
+        with self._changed:
+            events = list(self._events)
+            self._events.clear()
+        return events
+
     def __iter__(self) -> Iterator[TokenEvent]:
         while True:
             with self._changed:
@@ -90,16 +107,13 @@ class Generation:
                 return
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        import asyncio  # 20 ms that a thread's caller need not spend
+        import asyncio
 
         ready = asyncio.Event()
-        with self._changed:
-            self._reader = Reader(asyncio.get_running_loop(), ready)
+        self.listen(ready.set)
         while True:
             ready.clear()
-            with self._changed:
-                events = list(self._events)
-                self._events.clear()
+            events = self.take()
             for event in events:
                 if not isinstance(event, TokenEvent):
                     _end(event)
@@ -116,6 +130,6 @@ def _end(event: NanollamaError | None) -> None:
         raise event
 
 
-def _set(events: Iterable["Event"]) -> None:
-    for event in events:
-        event.set()
+def _call(calls: Iterable[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

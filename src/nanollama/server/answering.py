@@ -9,7 +9,15 @@ from nanollama.errors import ContextOverflowError, NanollamaError
 from nanollama.server.fields import ChatRequest, CompletionRequest
 from nanollama.server.jobs import Keep, Opened
 from nanollama.server.problems import JSON, invalid
-from nanollama.server.wire import ChatWire, CompletionWire, fold_chat, fold_completion, usage_of
+from nanollama.server.wire import (
+    ChatWire,
+    CompletionWire,
+    fold_chat,
+    fold_completion,
+    quoted,
+    spelled,
+    usage_of,
+)
 from nanollama.types import Completion, Logprob, TextEvent
 
 if TYPE_CHECKING:
@@ -118,6 +126,7 @@ class Chunker:
         self._tokenizer = tokenizer
         self._prompt_ids = prompt_ids
         self._begun: set[int] = set()
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         # The engine can't generate nothing: where only the prompt is wanted, one token is made and left out.
         self._scores_only = isinstance(request, CompletionRequest) and request.max_tokens == 0
 
@@ -137,6 +146,16 @@ class Chunker:
             self.completions[index] = completion
             made.append(self._wire.last(index, completion.finish_reason))
         return made
+
+    def spelled(self, index: int, event: TextEvent) -> list[bytes]:
+        """The JSON of each of these chunks. What is the same in all chunks of text is spelled only once."""
+        plain = event.text and event.completion is None and not event.logprobs and not self._scores_only
+        if not plain or index not in self._begun:
+            return [spelled(chunk) for chunk in self.chunks(index, event)]
+        if index not in self._around:
+            self._around[index] = self._wire.around_text(index)
+        before, after = self._around[index]
+        return [before + quoted(event.text) + after]
 
     def closing(self) -> list[JSON]:
         """The usage of all choices, where it is wanted: always in a whole reply."""

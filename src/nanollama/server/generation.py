@@ -1,4 +1,4 @@
-"""One request for answers, from its arrival to its end: a job in, batches of chunks out.
+"""One request for answers, from its arrival to its end: a job in, batches of events out.
 
 Opening it takes a model out of the pool and hands the prompts to the engine; closing it, whenever that
 happens, aborts what still runs and gives the model back.
@@ -17,6 +17,7 @@ from nanollama.server.jobs import Job, Opened, Reply
 from nanollama.server.problems import JSON
 from nanollama.server.relay import Relay
 from nanollama.server.services import Call, Services
+from nanollama.types import TextEvent
 
 if TYPE_CHECKING:
     from nanollama.answer import Answer
@@ -95,10 +96,16 @@ class Generation:
         opened = Opened(self._call.id, self._services.version, self._call.arrived, load_s, llm, prompt_ids)
         self._running = Running(Relay(answers, self._services.limits.queued_events), self._job.reply(opened))
 
-    async def batches(self, tick_s: float | None = None) -> AsyncGenerator[list[JSON], None]:
-        """The chunks as they come; an empty list whenever nothing came for ``tick_s`` seconds."""
+    @property
+    def reply(self) -> Reply:
+        """What makes chunks of the events."""
         assert self._running is not None, "a generation is opened before it is read"
-        relay, reply, metrics = self._running.relay, self._running.reply, self._services.metrics
+        return self._running.reply
+
+    async def batches(self, tick_s: float | None = None) -> AsyncGenerator[list[tuple[int, TextEvent]], None]:
+        """The events as they come, each for the reply; none when none came for ``tick_s`` seconds."""
+        assert self._running is not None, "a generation is opened before it is read"
+        relay, metrics = self._running.relay, self._services.metrics
         waits_for_first = True
         while True:
             try:
@@ -111,23 +118,22 @@ class Generation:
             if waits_for_first:
                 waits_for_first = False
                 metrics.first_s.observe(time.monotonic() - self._call.arrived)
-            yield [chunk for index, event in events for chunk in reply.chunks(index, event)]
-        for completion in reply.completions.values():
+            yield events
+        for completion in self._running.reply.completions.values():
             metrics.answered(completion)
-        if closing := reply.closing():
-            yield closing
 
     async def whole(self) -> JSON:
         """The whole reply: the fold of all chunks."""
         await self.open()
-        chunks = [chunk async for batch in self.batches() for chunk in batch]
-        assert self._running is not None
-        return self._running.reply.fold(chunks)
+        reply, chunks = self.reply, []
+        async for events in self.batches():
+            chunks += [chunk for index, event in events for chunk in reply.chunks(index, event)]
+        return reply.fold(chunks + reply.closing())
 
     async def close(self) -> None:
         """Abort what still runs and give the model back."""
         if self._running is not None:
-            await self._running.relay.close()
+            self._running.relay.close()
         await self._stack.aclose()
 
     async def _started(self, llm: "LLM") -> "list[Answer]":

@@ -48,6 +48,10 @@ class Reply(Protocol):
         """What one event becomes."""
         ...
 
+    def spelled(self, index: int, event: TextEvent) -> list[bytes]:
+        """The JSON of each of these chunks. Of the two methods, an event is given to one."""
+        ...
+
     def closing(self) -> list[JSON]:
         """What follows the last event."""
         ...

@@ -7,8 +7,10 @@ engine never waits. Closing a relay, at whatever moment, aborts all its answers.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from nanollama.server.alarm import Alarm
 from nanollama.types import TextEvent
 
 if TYPE_CHECKING:
@@ -23,28 +25,25 @@ class Relay:
         self._limit = limit
         self._waiting: deque[tuple[int, TextEvent]] = deque()
         self._news = asyncio.Event()
+        self._alarm = Alarm(self._news.set)
         self._error: BaseException | None = None
         self._running = len(answers)
-        self._tasks = [asyncio.create_task(self._pump(*each)) for each in enumerate(answers)]
+        for index, answer in enumerate(answers):
+            answer.listen(partial(self._put, index))
 
-    async def _pump(self, index: int, answer: "Answer") -> None:
-        try:
-            async for event in answer:
-                self._put(index, event)
-        except Exception as error:  # whatever it is: the reader is to be told
-            self.fail(error)
-        finally:
+    def _put(self, index: int, event: TextEvent | Exception) -> None:
+        if isinstance(event, Exception):
             self._running -= 1
-            self._news.set()
-
-    def _put(self, index: int, event: TextEvent) -> None:
+            self.fail(event)
+            return
+        self._running -= event.completion is not None
+        self._news.set()
         if len(self._waiting) >= self._limit:
             for at in range(len(self._waiting) - 1, -1, -1):
                 if self._waiting[at][0] == index:
                     self._waiting[at] = index, joined(self._waiting[at][1], event)
                     return
         self._waiting.append((index, event))
-        self._news.set()
 
     def fail(self, error: Exception) -> None:
         """End the stream with ``error`` after the events that came before it."""
@@ -60,25 +59,23 @@ class Relay:
             TimeoutError: nothing came within ``timeout_s``.
             Exception: what an answer failed with.
         """
-        while not self._waiting:
-            if self._error is not None:
-                raise self._error
-            if not self._running:
-                return []
+        if not self._waiting and self._error is None and self._running:
             self._news.clear()
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
+            if timeout_s is not None:
+                self._alarm.set(timeout_s)
+            await self._news.wait()
+            self._alarm.clear()
         batch = list(self._waiting)
         self._waiting.clear()
-        return batch
+        if batch or not (self._error or self._running):
+            return batch
+        raise self._error or TimeoutError
 
-    async def close(self) -> None:
-        """Abort what still runs and wait until its tasks are gone."""
+    def close(self) -> None:
+        """Abort what still runs."""
+        self._alarm.close()
         for answer in self.answers:
             answer.abort()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def progress(self) -> str:
         """What the answers are at, for a reader that waits: ``queued`` or ``prefill 512/2048``."""

@@ -13,11 +13,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from nanollama.server.alarm import Alarm
 from nanollama.server.gate import SlowClientError
 from nanollama.server.generation import Generation
 from nanollama.server.problems import JSON, Problem, ollama_body, problem_of
 from nanollama.server.settings import Limits
-from nanollama.server.wire import DONE, comment, ndjson, spelled, sse
+from nanollama.server.wire import DONE, comment, spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,19 @@ class Framing:
     """How chunks become bytes. ``idle`` is what shows a waiting reader that the connection lives."""
 
     media_type: str
-    encode: Callable[[Mapping[str, Any]], bytes]
+    before: bytes
+    after: bytes
     idle: Callable[[str], bytes] | None
     failure: Callable[[Problem], JSON]
     end: bytes
 
+    def encode(self, value: Mapping[str, Any]) -> bytes:
+        """An object, framed."""
+        return self.before + spelled(value) + self.after
 
-SSE = Framing("text/event-stream", sse, comment, Problem.body, DONE)
-NDJSON = Framing("application/x-ndjson", ndjson, None, ollama_body, b"")
+
+SSE = Framing("text/event-stream", b"data: ", b"\n\n", comment, Problem.body, DONE)
+NDJSON = Framing("application/x-ndjson", b"", b"\n", None, ollama_body, b"")
 
 
 class JsonReply(Response):
@@ -73,30 +79,38 @@ class StreamedReply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            try:
-                async with aclosing(self.pieces()) as pieces:
-                    async for data in pieces:
-                        await self._write(send, data)
-            except SlowClientError:
-                raise
-            except Exception as error:
-                if not self._started:
-                    raise
-                framing = self._framing
-                await self._write(send, framing.encode(framing.failure(problem_of(error))) + framing.end)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with asyncio.timeout(None) as patience:
+                self._alarm = Alarm(lambda: patience.reschedule(0))
+                try:
+                    await self._send_all(send)
+                finally:
+                    self._alarm.close()
+        except TimeoutError:
+            if patience.expired():
+                raise SlowClientError from None
+            raise
         finally:
             await self.leave()
 
-    async def _write(self, send: Send, data: bytes) -> None:
+    async def _send_all(self, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._limits.slow_reader_s):
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            raise SlowClientError from None
+            async with aclosing(self.pieces()) as pieces:
+                async for data in pieces:
+                    await self._write(send, data)
+        except Exception as error:
+            if not self._started:
+                raise
+            framing = self._framing
+            await self._write(send, framing.encode(framing.failure(problem_of(error))) + framing.end)
+        await self._write(send, b"", is_last=True)
+
+    async def _write(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
+        self._alarm.set(self._limits.slow_reader_s)
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        self._alarm.clear()
 
 
 class AnswerStream(StreamedReply):
@@ -110,7 +124,7 @@ class AnswerStream(StreamedReply):
         await self._generation.close()
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        idle, encode = self._framing.idle, self._framing.encode
+        idle, before, after = self._framing.idle, self._framing.before, self._framing.after
         tick_s = None if idle is None else self._limits.keepalive_s
         opening = asyncio.create_task(self._generation.open())
         try:
@@ -121,11 +135,13 @@ class AnswerStream(StreamedReply):
         finally:
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
+        reply = self._generation.reply
         async with aclosing(self._generation.batches(tick_s)) as batches:
-            async for chunks in batches:
-                if chunks:
-                    yield b"".join(map(encode, chunks))
+            async for events in batches:
+                if events:
+                    spelled_chunks = [each for index, event in events for each in reply.spelled(index, event)]
+                    yield b"".join([before + each + after for each in spelled_chunks])
                 elif idle is not None:
                     yield idle(self._generation.progress)
-        if self._framing.end:
-            yield self._framing.end
+        if last := b"".join(map(self._framing.encode, reply.closing())) + self._framing.end:
+            yield last

@@ -31,14 +31,9 @@ def spelled(value: Mapping[str, Any]) -> bytes:
     return _encode(value).encode("ascii")
 
 
-def sse(value: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + spelled(value) + b"\n\n"
-
-
-def ndjson(value: Mapping[str, Any]) -> bytes:
-    """One line of a stream of JSON objects."""
-    return spelled(value) + b"\n"
+def quoted(text: str) -> bytes:
+    """The JSON of a text."""
+    return _encode(text).encode("ascii")
 
 
 def comment(text: str) -> bytes:
@@ -88,6 +83,14 @@ class Wire:
         if self.includes_usage or usage is not None:
             chunk["usage"] = usage
         return chunk
+
+    def delta(self, index: int, text: str, logprobs: Sequence[Logprob]) -> JSON:
+        raise AssertionError("a kind of wire says what a piece of an answer looks like")
+
+    def around_text(self, index: int) -> tuple[bytes, bytes]:
+        """What comes before and after the text in the JSON of each delta that holds nothing else."""
+        before, _, after = spelled(self.delta(index, "", ())).rpartition(b'""')
+        return before, after
 
     def usage(self, usage: JSON) -> JSON:
         """The last chunk of a stream that was asked for its usage: no choices."""

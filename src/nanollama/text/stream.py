@@ -33,8 +33,10 @@ class TextStream:
     def _release(self, text: str, *, is_last: bool) -> str:
         if self.stopped:
             return ""
-        self._held += text
         self.decoded += len(text)
+        if not self._stop:
+            return text
+        self._held += text
         found = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True

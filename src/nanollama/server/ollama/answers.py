@@ -13,7 +13,7 @@ from nanollama.server.jobs import Keep, Opened
 from nanollama.server.ollama.durations import nanoseconds, now_text
 from nanollama.server.ollama.fields import ChatRequest, GenerateRequest
 from nanollama.server.problems import JSON, Problem, invalid
-from nanollama.server.wire import LEAST_LOGPROB
+from nanollama.server.wire import LEAST_LOGPROB, spelled
 from nanollama.types import Completion, Logprob, TextEvent
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ class Lines:
             self.completions[index] = event.completion
             made.append(self._last(event.completion))
         return made
+
+    def spelled(self, index: int, event: TextEvent) -> list[bytes]:
+        return [spelled(line) for line in self.chunks(index, event)]
 
     def closing(self) -> list[JSON]:
         return []
