@@ -65,7 +65,7 @@ def library(kind: str) -> Library:
 
 def saved(made: Library, folder: Path) -> Tokenizer:
     made.save(str(folder / "tokenizer.json"))
-    return Tokenizer.from_file(folder / "tokenizer.json")
+    return Tokenizer.from_folder(folder)
 
 
 @pytest.mark.parametrize("kind", ["t5", "xlm-r", "llama"])

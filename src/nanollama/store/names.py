@@ -22,7 +22,7 @@ _RESERVED = frozenset(
 
 _MAX_TEXT = 512
 OLLAMA_HOST = "registry.ollama.ai"
-"""Where Ollama's short names come from. Its clients may spell it out, so a name with it is the one without."""
+"""Where Ollama's short names come from. Clients may spell it out: a name with it is the one without."""
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
