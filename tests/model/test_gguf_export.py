@@ -190,7 +190,7 @@ def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     save_folder(folder)
     assert main(["quantize", str(folder), str(target), "--type", "q4_k_m"]) == 0
     captured = capsys.readouterr()
-    assert f"{target}: 0MB of weights in Q4_K_M" in captured.out
+    assert f"{target}: 104 kB of weights in Q4_K_M, 509 kB before" in captured.out
     assert "no whole number of Q4_K_M blocks, and got" in captured.err
     with LLM(str(target), backend="torch", device="cpu") as llm:
         assert len(llm.generate("Once", max_tokens=2).token_ids) <= 2
