@@ -1,7 +1,6 @@
 """Blocks: counting, sharing by prefix, what is evicted first, and keys that nobody can make meet."""
 
 import hashlib
-import itertools
 import random
 import struct
 
@@ -9,27 +8,18 @@ import pytest
 
 from nanollama.engine.blocks import BlockManager
 from nanollama.engine.sequence import Sequence
-from nanollama.types import Request, SamplingParams
+from sequences import named
 
 SIZE = 4
-ids = itertools.count()
 
 
 def manager(num_blocks: int = 8, root_seed: bytes = b"model") -> BlockManager:
     return BlockManager(num_blocks, SIZE, root_seed)
 
 
-def sequence(blocks: BlockManager, tokens, salt: str = "", **request) -> Sequence:
-    made = Sequence(
-        next(ids), Request(tuple(tokens), SamplingParams(), 8, frozenset(), salt=salt, **request), 0.0, seed=0
-    )
-    blocks.name_blocks(made)
-    return made
-
-
 def run(blocks: BlockManager, tokens, salt: str = "") -> Sequence:
     """Admit a sequence and compute all its tokens."""
-    running = sequence(blocks, tokens, salt)
+    running = named(blocks, tokens, salt)
     assert blocks.admit(running, reserve=0)
     blocks.advance(running, running.n_uncached)
     return running
@@ -73,7 +63,7 @@ def test_the_longest_cached_prefix_of_whole_blocks_is_found(tokens, n_found):
     first = run(blocks, range(12))
     table = list(first.block_table)
     blocks.release(first)
-    second = sequence(blocks, tokens)
+    second = named(blocks, tokens)
     assert blocks.admit(second, reserve=0)
     assert second.n_cached == n_found
     assert second.block_table[: n_found // SIZE] == table[: n_found // SIZE]
@@ -84,7 +74,7 @@ def test_the_longest_cached_prefix_of_whole_blocks_is_found(tokens, n_found):
 def test_running_sequences_share_what_is_computed():
     blocks = manager()
     first = run(blocks, range(10))
-    second = sequence(blocks, range(10))
+    second = named(blocks, range(10))
     assert blocks.admit(second, reserve=0)
     assert second.block_table[:2] == first.block_table[:2]
     assert second.block_table[2] != first.block_table[2]
@@ -97,10 +87,10 @@ def test_running_sequences_share_what_is_computed():
 
 def test_a_block_is_not_found_before_its_last_token_is_computed():
     blocks = manager()
-    first = sequence(blocks, range(8))
+    first = named(blocks, range(8))
     assert blocks.admit(first, reserve=0)
     blocks.advance(first, 7)
-    second = sequence(blocks, range(9))
+    second = named(blocks, range(9))
     assert blocks.first_missing(second) == second.block_keys[1]
     blocks.advance(first, 1)
     assert blocks.first_missing(second) is None
@@ -108,7 +98,7 @@ def test_a_block_is_not_found_before_its_last_token_is_computed():
 
 def test_a_second_computation_of_a_block_does_not_replace_the_first():
     blocks = manager()
-    twins = [sequence(blocks, range(9)) for _ in range(2)]
+    twins = [named(blocks, range(9)) for _ in range(2)]
     for twin in twins:
         assert blocks.admit(twin, reserve=0)
     for twin in twins:
@@ -137,7 +127,7 @@ def test_generated_tokens_are_found_like_a_prompt():
 def test_admission_is_all_or_nothing():
     blocks = manager(4)
     first = run(blocks, range(8))
-    second = sequence(blocks, range(50, 60))
+    second = named(blocks, range(50, 60))
     assert not blocks.admit(second, reserve=0)
     assert (second.block_table, second.n_cached, counts(blocks)) == ([], 0, (2, 0, 2))
     blocks.check([first])
@@ -147,16 +137,16 @@ def test_admission_is_all_or_nothing():
 def test_admission_leaves_the_reserve(reserve, fits):
     blocks = manager(4)
     run(blocks, range(4))
-    assert blocks.admit(sequence(blocks, range(50, 58)), reserve) is fits
+    assert blocks.admit(named(blocks, range(50, 58)), reserve) is fits
 
 
 def test_cached_blocks_that_are_found_do_not_count_as_room_for_new_ones():
     blocks = manager(3)
     blocks.release(run(blocks, range(8)))
     assert counts(blocks) == (1, 2, 0)
-    assert not blocks.admit(sequence(blocks, range(13)), reserve=0)  # 2 found and 2 more
-    assert not blocks.admit(sequence(blocks, range(9)), reserve=1)
-    assert blocks.admit(sequence(blocks, range(9)), reserve=0)
+    assert not blocks.admit(named(blocks, range(13)), reserve=0)  # 2 found and 2 more
+    assert not blocks.admit(named(blocks, range(9)), reserve=1)
+    assert blocks.admit(named(blocks, range(9)), reserve=0)
 
 
 def test_growth_takes_a_block_only_at_a_boundary_and_fails_without_one():
@@ -177,23 +167,23 @@ def test_the_least_recently_used_prefix_is_evicted_first_and_from_its_end():
     assert counts(blocks) == (1, 5, 0)
     run(blocks, range(90, 98))
     assert blocks.n_evicted == 2  # the end of the old prefix went for that 5th token, the middle now
-    assert blocks.first_missing(sequence(blocks, range(13))) == sequence(blocks, range(8)).block_keys[1]
-    assert blocks.first_missing(sequence(blocks, range(50, 63))) is None
+    assert blocks.first_missing(named(blocks, range(13))) == named(blocks, range(8)).block_keys[1]
+    assert blocks.first_missing(named(blocks, range(50, 63))) is None
 
 
 def test_the_end_of_a_prefix_is_evicted_before_its_start():
     blocks = manager(3)
     blocks.release(run(blocks, range(12)))
     run(blocks, range(50, 53))
-    assert blocks.first_missing(sequence(blocks, range(13))) == sequence(blocks, range(12)).block_keys[2]
+    assert blocks.first_missing(named(blocks, range(13))) == named(blocks, range(12)).block_keys[2]
 
 
 def test_blocks_in_use_are_never_evicted():
     blocks = manager(3)
     first = run(blocks, range(8))
     run(blocks, range(50, 54))
-    assert not blocks.admit(sequence(blocks, range(90, 92)), reserve=0)
-    assert blocks.first_missing(sequence(blocks, range(9))) is None
+    assert not blocks.admit(named(blocks, range(90, 92)), reserve=0)
+    assert blocks.first_missing(named(blocks, range(9))) is None
     assert first.block_table == [0, 1]
 
 
@@ -203,7 +193,7 @@ def test_clear_forgets_what_is_cached_and_leaves_what_is_used():
     blocks.release(gone)
     blocks.clear()
     assert counts(blocks) == (6, 0, 2)
-    assert blocks.first_missing(sequence(blocks, range(9))) is not None
+    assert blocks.first_missing(named(blocks, range(9))) is not None
     blocks.check([kept])
     blocks.release(kept)
     assert counts(blocks) == (8, 0, 0)
@@ -212,7 +202,7 @@ def test_clear_forgets_what_is_cached_and_leaves_what_is_used():
 def test_prompt_logprobs_compute_the_whole_prompt():
     blocks = manager()
     blocks.release(run(blocks, range(10)))
-    scored = sequence(blocks, range(10), prompt_logprobs=0)
+    scored = named(blocks, range(10), prompt_logprobs=0)
     assert blocks.first_missing(scored) is None
     assert blocks.admit(scored, reserve=0)
     assert scored.n_cached == 0
@@ -230,7 +220,7 @@ def test_requests_with_different_salts_never_share():
 
 
 def first_key(tokens, salt: str = "", root_seed: bytes = b"") -> bytes:
-    return sequence(manager(root_seed=root_seed), tokens, salt).block_keys[-1]
+    return named(manager(root_seed=root_seed), tokens, salt).block_keys[-1]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +245,7 @@ def test_keys_do_not_depend_on_the_process():
     root = hashlib.sha256(hashlib.sha256(b"model").digest() + hashlib.sha256(b"salt").digest()).digest()
     first = hashlib.sha256(root + struct.pack("<4I", 1, 2, 3, 2**32 - 1)).digest()
     second = hashlib.sha256(first + struct.pack("<4I", 5, 6, 7, 8)).digest()
-    assert sequence(manager(), [1, 2, 3, 2**32 - 1, 5, 6, 7, 8, 9], "salt").block_keys == [first, second]
+    assert named(manager(), [1, 2, 3, 2**32 - 1, 5, 6, 7, 8, 9], "salt").block_keys == [first, second]
 
 
 def test_keys_are_the_same_however_the_tokens_came():
@@ -263,8 +253,8 @@ def test_keys_are_the_same_however_the_tokens_came():
     blocks = manager()
     for _ in range(200):
         tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 30))]
-        whole = sequence(blocks, tokens)
-        grown = sequence(blocks, tokens[:1])
+        whole = named(blocks, tokens)
+        grown = named(blocks, tokens[:1])
         for token in tokens[1:]:
             grown.token_ids.append(token)
             blocks.name_blocks(grown)
@@ -280,7 +270,7 @@ def test_different_prefixes_have_different_keys():
     for _ in range(3000):
         salt = rng.choice(["", "a", "b"])
         tokens = [rng.randrange(2) for _ in range(12)]
-        for i, key in enumerate(sequence(blocks, tokens, salt).block_keys, 1):
+        for i, key in enumerate(named(blocks, tokens, salt).block_keys, 1):
             prefix = (salt, *tokens[: i * SIZE])
             assert keys.setdefault(key, prefix) == prefix
     assert len(set(keys.values())) == len(keys)

@@ -1,31 +1,20 @@
 """Blocks that are shared in part: what is copied from where, what is not, and what eviction does to it."""
 
-import itertools
-
 import pytest
 
 from nanollama.engine.blocks import BlockManager
 from nanollama.engine.sequence import Sequence
-from nanollama.types import Request, SamplingParams
+from sequences import named
 
 SIZE = 8
-ids = itertools.count()
 
 
 def manager(num_blocks: int = 8, root_seed: bytes = b"model") -> BlockManager:
     return BlockManager(num_blocks, SIZE, root_seed)
 
 
-def sequence(blocks: BlockManager, tokens, salt: str = "", **request) -> Sequence:
-    made = Sequence(
-        next(ids), Request(tuple(tokens), SamplingParams(), 8, frozenset(), salt=salt, **request), 0.0, seed=0
-    )
-    blocks.name_blocks(made)
-    return made
-
-
 def admitted(blocks: BlockManager, tokens, salt: str = "", **request) -> Sequence:
-    new = sequence(blocks, tokens, salt, **request)
+    new = named(blocks, tokens, salt, **request)
     assert blocks.admit(new, reserve=0)
     return new
 
@@ -184,7 +173,7 @@ def test_prompts_whose_logits_are_wanted_copy_only_what_they_computed_before():
     blocks = manager()
     run(blocks, range(16))
     assert admitted(blocks, range(14), prompt_logprobs=0).n_cached == 0
-    again = sequence(blocks, range(14), prompt_logprobs=0)
+    again = named(blocks, range(14), prompt_logprobs=0)
     again.n_computed = 13
     assert blocks.admit(again, reserve=0)
     assert again.n_cached == 13
@@ -193,7 +182,7 @@ def test_prompts_whose_logits_are_wanted_copy_only_what_they_computed_before():
 def test_who_is_not_admitted_copies_nothing():
     blocks = manager(2)
     run(blocks, range(16))
-    assert not blocks.admit(sequence(blocks, range(14)), reserve=0)
+    assert not blocks.admit(named(blocks, range(14)), reserve=0)
     assert (blocks.take_copies(), blocks.n_found) == ((), 0)
 
 
@@ -216,8 +205,8 @@ def test_a_block_that_is_copied_counts_as_used_and_is_evicted_late():
     blocks.release(run(blocks, range(14)))
     run(blocks, range(90, 106))  # the free block, and one that was cached
     assert blocks.n_evicted == 1
-    assert blocks.first_missing(sequence(blocks, range(50, 59))) is not None
-    assert blocks.first_missing(sequence(blocks, range(17))) is None
+    assert blocks.first_missing(named(blocks, range(50, 59))) is not None
+    assert blocks.first_missing(named(blocks, range(17))) is None
 
 
 def test_a_source_that_is_evicted_in_the_same_pass_is_read_before_it_is_written():
@@ -240,7 +229,7 @@ def test_a_source_that_becomes_its_own_copy_stays_where_it_is():
     new = admitted(blocks, range(14))
     assert (new.block_table, new.n_cached, blocks.take_copies()) == ([0, 1], 13, ())
     blocks.check([new])
-    assert blocks.first_missing(sequence(blocks, range(17))) == sequence(blocks, range(16)).block_keys[1]
+    assert blocks.first_missing(named(blocks, range(17))) == named(blocks, range(16)).block_keys[1]
 
 
 @pytest.mark.parametrize(("is_made", "n_found"), [(True, 13), (False, 8)])

@@ -55,19 +55,20 @@ class TorchCache:
         """Copy whole blocks, source and destination, in all layers. All are read before one is written."""
         sources, destinations = torch.tensor(copies, device=self.layers[0][0].device).unbind(1)
         for cached in chain.from_iterable(self.layers):
-            blocks = cached.view(-1, self.block_tokens, *cached.shape[1:])
+            blocks = self._blocks(cached)
             blocks[destinations] = blocks[sources]
 
     def gather(self, index: int, tables: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[count, kv heads, tokens, head_dim]`` in the blocks ``[count * blocks]``."""
         keys, values = (
-            cached.view(-1, self.block_tokens, *cached.shape[1:])
-            .index_select(0, tables)
-            .view(count, -1, *cached.shape[1:])
-            .transpose(1, 2)
+            self._blocks(cached).index_select(0, tables).view(count, -1, *cached.shape[1:]).transpose(1, 2)
             for cached in self.layers[index]
         )
         return keys, values
+
+    def _blocks(self, cached: Tensor) -> Tensor:
+        """A layer's keys or values as ``[blocks, block tokens, kv heads, head_dim]``."""
+        return cached.view(-1, self.block_tokens, *cached.shape[1:])
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -19,20 +19,8 @@ To have it in every new shell:
 """
 
 TAKES_MODELS = (
-    *(
-        "run",
-        "show",
-        "rm",
-        "cp",
-        "path",
-        "verify",
-        "pull",
-        "serve",
-        "bench",
-        "stop",
-        "perplexity",
-        "quantize",
-    ),
+    *("run", "show", "rm", "cp", "path", "verify", "pull", "serve", "bench", "stop"),
+    *("perplexity", "quantize"),
 )
 """Commands whose words are names of models."""
 

@@ -242,11 +242,12 @@ class BlockManager:
         index, n = divmod(sequence.n_cached, self.block_tokens)
         if n < MIN_COMMON:
             return
-        block, parent = sequence.block_table[index], self._parent(sequence, index)
-        tokens = tuple(sequence.token_ids[sequence.n_cached - n : sequence.n_cached])
+        block = sequence.block_table[index]
         if block in self._uncopied:  # the step failed: what counts as cached may never have come
             self._uncopied.remove(block)
             return
+        parent = self._parent(sequence, index)
+        tokens = tuple(sequence.token_ids[sequence.n_cached - n : sequence.n_cached])
         known = self._children.closest(parent, tokens)
         if known is None or known[1] < n:
             self._name(block, self._key(parent, tokens), parent, tokens)
