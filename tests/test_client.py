@@ -1,6 +1,7 @@
 """The client of a server: the real application behind it, and servers that answer what they should not."""
 
 import contextlib
+import http.client
 import json
 import re
 import socket
@@ -27,12 +28,18 @@ def client_of(server, key=None):
 
 @contextlib.contextmanager
 def answering(*pieces):
-    """A server that answers one call with ``pieces`` of bytes, whatever was asked, and goes away."""
+    """A server that answers one call with ``pieces`` of bytes, whatever was asked, and goes away.
+
+    It reads the whole call first: a socket closed with bytes unread resets the connection, and the client
+    may lose an answer that was sent in time.
+    """
 
     def answer():
         connection, _ = listener.accept()
-        with connection:
-            connection.recv(1 << 16)
+        with connection, connection.makefile("rb") as call:
+            call.readline()
+            head = http.client.parse_headers(call)
+            call.read(int(head.get("content-length", 0)))
             for piece in pieces:
                 connection.sendall(piece)
 

@@ -13,7 +13,7 @@ from nanollama import reference
 from nanollama.backends.ops import ModelInput
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.engine.engine import Engine, EngineConfig
-from nanollama.engine.generation import Generation
+from nanollama.engine.generation import Generation, Waker
 from nanollama.errors import BackendError, ContextOverflowError, OverloadedError
 from nanollama.types import Request, SamplingParams, TokenEvent
 from toys import make_toy
@@ -113,6 +113,30 @@ def test_a_prompt_that_fills_the_window_is_refused_at_once(engine: Engine) -> No
 def test_a_long_prompt_runs_in_chunks(engine: Engine) -> None:
     tokens(engine.submit(request((3,) * 150, 1)))
     assert engine.backend.steps == [64, 64, 22]
+
+
+def test_a_first_token_and_an_end_wake_their_reader_and_before_a_prompts_step_all_are_woken(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Waker, "INTERVAL_S", float("inf"))
+
+    async def woken() -> tuple[int, int]:
+        loop, calls = asyncio.get_running_loop(), []
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda work, *args: calls.append((work, args)))
+        engine.backend.gate = threading.Event()
+        before = engine.submit(request((9, 9, 9), 1))  # the others wait for its step, to begin together
+        one, other = engine.submit(request((1, 2, 3), 20)), engine.submit(request((4,) * 150, 1))
+        for generation in (one, other):
+            generation.listen(lambda: None)
+        engine.backend.gate.set()
+        tokens(before)
+        tokens(other)
+        taken = len(tokens(one))
+        return taken, len(calls)
+
+    # 1: the first token. 2: its next ones, before the last part of the other's prompt. 3: the other's only
+    # token. 4: the end.
+    assert asyncio.run(woken()) == (20, 4)
 
 
 def test_a_shared_prefix_is_computed_once(engine: Engine) -> None:

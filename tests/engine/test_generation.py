@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from nanollama.engine.generation import Generation, Reader, wake
+from nanollama.engine.generation import Generation, Reader, Waker, wake
 from nanollama.types import Request, SamplingParams, TokenEvent
 
 
@@ -41,6 +41,34 @@ def test_a_reader_whose_loop_is_closed_is_passed_over() -> None:
     closed.close()
     wake([Reader(closed, asyncio.Event().set), Reader(left, asyncio.Event().set)])
     assert len(left.calls) == 1
+
+
+def test_readers_are_woken_together_when_the_interval_is_over(monkeypatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("nanollama.engine.generation.time.perf_counter", lambda: now)
+    loop, waker = CountingLoop(), Waker()
+    one, other = (Reader(loop, asyncio.Event().set) for _ in range(2))
+    waker.keep([one])
+    assert len(loop.calls) == 1, "nobody was woken before"
+    for now, reader in ((100.004, one), (100.006, other), (100.008, one)):  # noqa: B007 (the clock reads it)
+        waker.keep([reader])
+    assert len(loop.calls) == 1
+    now = 100.0 + Waker.INTERVAL_S
+    waker.keep([])
+    ((_, first), (_, second)) = loop.calls
+    assert (len(*first), len(*second)) == (1, 2), "a reader with more news is called once"
+    now = 200.0
+    waker.keep([])
+    assert len(loop.calls) == 2, "nobody has news"
+
+
+def test_all_kept_readers_can_be_woken_at_once() -> None:
+    loop, waker = CountingLoop(), Waker()
+    waker.keep([Reader(loop, asyncio.Event().set)])
+    waker.keep([Reader(loop, asyncio.Event().set)])
+    waker.wake_all()
+    waker.wake_all()
+    assert len(loop.calls) == 2
 
 
 def test_who_leaves_an_event_is_told_whom_to_wake() -> None:

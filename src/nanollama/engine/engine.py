@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput
 from nanollama.engine.blocks import BlockManager
-from nanollama.engine.generation import Generation, Reader, wake
+from nanollama.engine.generation import Generation, Reader, Waker
 from nanollama.engine.runner import Runner, Sampled
 from nanollama.engine.scheduler import Scheduler, SchedulerConfig, StepPlan
 from nanollama.engine.sequence import Sequence
@@ -157,6 +157,7 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, blocks)
         self._runner = Runner(self.backend)
+        self._waker = Waker()
 
     def _started(self) -> threading.Thread:
         thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -226,6 +227,8 @@ class Engine:
     def _step(self) -> None:
         plan = self._scheduler.plan()
         self._mark_started(plan)
+        if any(scheduled.n_new > 1 for scheduled in plan.scheduled):
+            self._waker.wake_all()  # a prompt's step may take long
         try:
             sampled = self._runner.run(plan)
         except Exception as error:
@@ -251,6 +254,7 @@ class Engine:
 
     def _deliver(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> None:
         waiting: list[Reader] = []
+        is_urgent = False
         for scheduled in plan.scheduled:
             s = scheduled.sequence
             generation = self._generations.get(s.id)
@@ -274,7 +278,10 @@ class Engine:
                 self._scheduler.finish(s)
                 del self._generations[s.id]
             waiting += generation.leave(event)
-        wake(waiting)
+            is_urgent = is_urgent or first or finish is not None
+        self._waker.keep(waiting)
+        if is_urgent:
+            self._waker.wake_all()
 
     def _finish_reason(self, s: Sequence, token_id: int) -> FinishReason | None:
         if token_id in s.request.stop_ids and s.n_generated > s.request.min_tokens:

@@ -5,6 +5,7 @@ for by the engine.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -40,6 +41,36 @@ def wake(readers: Iterable[Reader]) -> None:
     for loop, calls in ready.items():
         with suppress(RuntimeError):  # the loop has been closed: then nobody waits any more
             loop.call_soon_threadsafe(_call, calls)
+
+
+class Waker:
+    """Wakes readers in time for their eyes, not for every token.
+
+    A model of 100 MB decodes a token in 4 ms, and to wake an event loop on the processors that decode takes
+    0.2 ms of them. So readers with news are kept until ``INTERVAL_S`` after the last were woken; whoever is
+    owed more than that, a first token or an end, is not made to wait, nor is anybody for more than that and
+    one step. One thread uses it.
+    """
+
+    INTERVAL_S = 0.01
+    """Shorter than a screen takes to show anything."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Reader, None] = {}
+        self._woken_at = 0.0
+
+    def keep(self, readers: Iterable[Reader]) -> None:
+        """Readers who have news; those who were kept long enough are woken."""
+        self._kept.update(dict.fromkeys(readers))
+        if self._kept and time.perf_counter() - self._woken_at >= self.INTERVAL_S:
+            self.wake_all()
+
+    def wake_all(self) -> None:
+        """Wake all who were kept."""
+        if self._kept:
+            wake(self._kept)
+            self._kept.clear()
+            self._woken_at = time.perf_counter()
 
 
 class Generation:
