@@ -134,15 +134,14 @@ def matmul(
     x: Inputs,
     *,
     bias: NDArray[np.float32] | None = None,
-    add_to: NDArray[np.float32] | None = None,
     units: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
     """The product ``[rows of x, rows of weights]``; NaN wherever the kernel wrote nothing."""
     rows = len(x.values)
-    out = np.full((rows, weights.rows), np.nan, np.float32) if add_to is None else add_to.copy()
+    out = np.full((rows, weights.rows), np.nan, np.float32)
     begin, end = units or (0, weights.units)
     kernels.matmul(
         ctypes.byref(weights.matrix), ctypes.byref(x.struct), rows, out.ctypes.data, weights.rows,
-        None if bias is None else bias.ctypes.data, add_to is not None, begin, end,
+        None if bias is None else bias.ctypes.data, begin, end,
     )  # fmt: skip
     return out

@@ -20,22 +20,31 @@ from nanollama.model.spec import (
 from nanollama.quant.formats import FORMATS
 
 VOCAB = 61
+DTYPES = {"F32": "<f4", "F16": "<f2"}
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A spec and its weights, as float32 arrays and as the packed tensors a backend loads."""
+    """A spec and its weights, as float32 arrays and as the packed tensors a backend loads.
+
+    ``matrices`` is how those are stored, F32 or F16. The arrays are what a backend sees.
+    """
 
     spec: ModelSpec
     arrays: dict[str, NDArray[np.float32]]
+    matrices: str = "F32"
 
     @property
     def tensors(self) -> dict[str, PackedTensor]:
-        return {name: packed(name, array) for name, array in self.arrays.items()}
+        return {
+            name: packed(name, array, self.matrices if array.ndim > 1 else "F32")
+            for name, array in self.arrays.items()
+        }
 
 
-def packed(name: str, array: NDArray[np.float32]) -> PackedTensor:
-    return PackedTensor(name, FORMATS["F32"], array.shape, lambda: memoryview(array.tobytes()))
+def packed(name: str, array: NDArray[np.float32], fmt: str = "F32") -> PackedTensor:
+    stored = array.astype(DTYPES[fmt])
+    return PackedTensor(name, FORMATS[fmt], array.shape, lambda: memoryview(stored.tobytes()))
 
 
 def llama_spec(
@@ -136,18 +145,19 @@ SPECS = {
 }
 
 
-def make_toy(kind: str, seed: int = 0) -> Toy:
+def make_toy(kind: str, seed: int = 0, matrices: str = "F32") -> Toy:
     """A toy of one of the kinds in SPECS; the same seed gives the same weights."""
-    return toy_of(SPECS[kind], seed)
+    return toy_of(SPECS[kind], seed, matrices)
 
 
-def toy_of(spec: ModelSpec, seed: int = 0) -> Toy:
+def toy_of(spec: ModelSpec, seed: int = 0, matrices: str = "F32") -> Toy:
     """A spec with random weights."""
     random = np.random.default_rng(seed)
     arrays: dict[str, NDArray[np.float32]] = {}
 
     def matrix(name: str, rows: int, columns: int) -> None:
-        arrays[name] = (random.normal(0, 1.0, (rows, columns)) / columns**0.5).astype(np.float32)
+        values = random.normal(0, 1.0, (rows, columns)) / columns**0.5
+        arrays[name] = values.astype(DTYPES[matrices]).astype(np.float32)
 
     def vector(name: str, size: int, around: float = 1.0) -> None:
         arrays[name] = (around + random.normal(0, 0.2, size)).astype(np.float32)
@@ -189,4 +199,4 @@ def toy_of(spec: ModelSpec, seed: int = 0) -> Toy:
                 matrix(f"{mlp}.{name}.weight", rows, columns)
                 if spec.mlp.bias:
                     vector(f"{mlp}.{name}.bias", rows, around=0.0)
-    return Toy(spec, arrays)
+    return Toy(spec, arrays, matrices)

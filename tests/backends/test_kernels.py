@@ -143,14 +143,9 @@ def test_segments_of_several_types_are_one_matrix(kernel_library: Library, kerne
     x = inputs(kernels, rng.standard_normal((6, 256)))
     assert weights.units == 3 + 2 + 1
     bias = rng.standard_normal(weights.rows).astype(np.float32)
-    before = rng.standard_normal((6, weights.rows)).astype(np.float32)
     alone = np.concatenate([matmul(kernels, pack(kernel_library, [part], 256), x) for part in parts], axis=1)
     np.testing.assert_array_equal(matmul(kernels, weights, x), alone)
     np.testing.assert_array_equal(matmul(kernels, weights, x, bias=bias), alone + bias)
-    np.testing.assert_array_equal(matmul(kernels, weights, x, add_to=before), alone + before)
-    np.testing.assert_array_equal(
-        matmul(kernels, weights, x, bias=bias, add_to=before), alone + bias + before
-    )
     split = [matmul(kernels, weights, x, units=unit) for unit in ((0, 2), (2, 5), (5, 6))]
     np.testing.assert_array_equal(np.nansum(split, axis=0), alone)
     embedded = embed(kernel_library, weights, [23, 24, 34, 35, 39])
@@ -305,6 +300,6 @@ def test_no_rows_and_no_units_are_no_work(kernel_library: Library, kernels: Kern
     weights = pack(kernel_library, [("Q4_0", random_rows("Q4_0", 8, 32, np.random.default_rng(0)))], 32)
     empty = Activations(None, 0, None, None, 32)
     out = np.full((1, 8), 99, np.float32)
-    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 0, out.ctypes.data, 8, None, 0, 0, 1)
-    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 1, out.ctypes.data, 8, None, 0, 1, 1)
+    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 0, out.ctypes.data, 8, None, 0, 1)
+    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 1, out.ctypes.data, 8, None, 1, 1)
     assert (out == 99).all()

@@ -1,4 +1,5 @@
-"""Attention over the paged cache against float64, and equal to the bit however the work is cut."""
+"""Attention over the paged cache, of both types of number, against float64, and equal to the bit however the
+work is cut."""
 
 import ctypes
 from dataclasses import dataclass
@@ -16,6 +17,21 @@ from nanollama.backends.native.library import (
 )
 
 SPAN = 256
+TYPES = ("float16", "float32")
+
+
+def cache_of(keys: NDArray[np.floating], values: NDArray[np.floating], block_size: int, dim: int) -> Cache:
+    """Of ``[blocks, kv_heads, block_size * dim]`` numbers each."""
+    _, kv_heads, size = keys.shape
+    return Cache(
+        keys=keys.ctypes.data,
+        values=values.ctypes.data,
+        is_float32=keys.dtype == np.float32,
+        block_size=block_size,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        block_stride=kv_heads * size,
+    )
 
 
 @dataclass
@@ -30,6 +46,7 @@ class Case:
     softcap: float = 0.0
     scale: float = 0.125
     sinks: NDArray[np.float32] | None = None
+    dtype: str = "float16"
 
     def __post_init__(self) -> None:
         tokens, kv_heads, dim = self.k.shape
@@ -37,16 +54,9 @@ class Case:
         rng = np.random.default_rng(0)
         self.table = rng.permutation(blocks + 3)[:blocks].astype(np.int32)
         # What was never written is NaN: reading it would show.
-        self.keys = np.full((blocks + 3, kv_heads, self.block_size * dim), 0x7E00, np.uint16)
+        self.keys = np.full((blocks + 3, kv_heads, self.block_size * dim), np.nan, self.dtype)
         self.values = self.keys.copy()
-        self.cache = Cache(
-            self.keys.ctypes.data,
-            self.values.ctypes.data,
-            self.block_size,
-            kv_heads,
-            dim,
-            kv_heads * self.block_size * dim,
-        )
+        self.cache = cache_of(self.keys, self.values, self.block_size, dim)
 
     def store(self, kernels: Kernels, first: int = 0, last: int | None = None) -> None:
         k, v = (np.ascontiguousarray(x[first:last]) for x in (self.k, self.v))
@@ -94,7 +104,7 @@ class Case:
 
     def expected(self, rows: list[int]) -> NDArray[np.float64]:
         group = self.q.shape[1] // self.k.shape[1]
-        k, v = (np.repeat(x.astype(np.float16).astype(np.float64), group, axis=1) for x in (self.k, self.v))
+        k, v = (np.repeat(x.astype(self.dtype).astype(np.float64), group, axis=1) for x in (self.k, self.v))
         scores = np.einsum("qhd,thd->hqt", self.q[rows].astype(np.float64), k) * self.scale
         if self.softcap:
             scores = self.softcap * np.tanh(scores / self.softcap)
@@ -108,16 +118,17 @@ class Case:
         return np.einsum("hqt,thd->qhd", weights / weights.sum(-1, keepdims=True), v)
 
 
-def make(tokens: int, heads: int, kv_heads: int, dim: int, size: float = 1.0, **options: float) -> Case:
+def make(tokens: int, heads: int, kv_heads: int, dim: int, size: float = 1.0, **options: float | str) -> Case:
     rng = np.random.default_rng(tokens + dim)
     q, k, v = (rng.standard_normal((tokens, n, dim)) for n in (heads, kv_heads, kv_heads))
-    return Case(*((x * size).astype(np.float32) for x in (q, k, v)), **options)  # type: ignore[arg-type]  # ints too
+    return Case(*((x * size).astype(np.float32) for x in (q, k, v)), **options)  # type: ignore[arg-type]
 
 
 def tiles_of(tokens: int, rows: int = 16, first: int = 0) -> list[tuple[int, int]]:
     return [(at, min(rows, tokens - at)) for at in range(first, tokens, rows)]
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("tokens", "heads", "kv_heads", "dim"),
     [
@@ -131,34 +142,36 @@ def tiles_of(tokens: int, rows: int = 16, first: int = 0) -> list[tuple[int, int
     ],
 )
 def test_attention_is_that_of_float64(
-    kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int
+    kernels: Kernels, tokens: int, heads: int, kv_heads: int, dim: int, dtype: str
 ) -> None:
-    case = make(tokens, heads, kv_heads, dim)
+    case = make(tokens, heads, kv_heads, dim, dtype=dtype)
     case.store(kernels)
     out = case.run(kernels, tiles_of(tokens))
     np.testing.assert_allclose(out, case.expected(list(range(tokens))), rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("block_size", [16, 32, 48, 256])
 @pytest.mark.parametrize(
     ("window", "softcap"), [(0, 0.0), (1, 0.0), (20, 0.0), (300, 0.0), (0, 50.0), (40, 5.0)]
 )
 def test_windows_and_caps_are_those_of_float64(
-    kernels: Kernels, block_size: int, window: int, softcap: float
+    kernels: Kernels, block_size: int, window: int, softcap: float, dtype: str
 ) -> None:
-    case = make(600, 2, 1, 64, 2.0, block_size=block_size, window=window, softcap=softcap)
+    case = make(600, 2, 1, 64, 2.0, block_size=block_size, window=window, softcap=softcap, dtype=dtype)
     case.store(kernels)
     rows = [0, 1, 15, 16, 255, 256, 257, 511, 512, 599]
     out = case.run(kernels, [(row, 1) for row in rows])
     np.testing.assert_allclose(out, case.expected(rows), rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [0, 100, 256, 300])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (4, 2), (7, 1)])
 def test_a_row_is_the_same_to_the_bit_in_any_tile_and_any_split(
-    kernels: Kernels, window: int, heads: int, kv_heads: int
+    kernels: Kernels, window: int, heads: int, kv_heads: int, dtype: str
 ) -> None:
-    case = make(700, heads, kv_heads, 64, window=window)
+    case = make(700, heads, kv_heads, 64, window=window, dtype=dtype)
     case.store(kernels)
     whole = case.run(kernels, tiles_of(700))
     for rows, first in ((1, 590), (3, 500), (7, 240), (16, 250)):
@@ -167,11 +180,14 @@ def test_a_row_is_the_same_to_the_bit_in_any_tile_and_any_split(
     np.testing.assert_array_equal(case.run(kernels, tiles_of(700, 1, 500), split=True), whole[500:])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [0, 1, 40, 300])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_a_sink_is_one_more_score_of_the_softmax(kernels: Kernels, window: int, softcap: float) -> None:
+def test_a_sink_is_one_more_score_of_the_softmax(
+    kernels: Kernels, window: int, softcap: float, dtype: str
+) -> None:
     """Whatever its size: below all scores it changes nothing, far above them nothing is left."""
-    case = make(600, 6, 2, 64, 2.0, window=window, softcap=softcap)
+    case = make(600, 6, 2, 64, 2.0, window=window, softcap=softcap, dtype=dtype)
     case.sinks = np.array([0.0, 3.0, -2.0, -1e4, 1e4, -np.inf], np.float32)
     case.store(kernels)
     rows = [0, 1, 15, 16, 255, 256, 511, 512, 599]
@@ -204,13 +220,14 @@ def test_a_prefill_tile_does_not_depend_on_what_comes_after_it(kernels: Kernels)
     np.testing.assert_array_equal(case.run(kernels, tiles), later.run(kernels, tiles))
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [0, 60, 290])
-def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: int) -> None:
+def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: int, dtype: str) -> None:
     """One cache, one call: a decode row, a chunk in the middle, a whole prompt, a short chunk far along."""
     new, cached = (1, 37, 20, 3), (700, 240, 0, 600)
     heads, kv_heads, dim, size = 6, 2, 64, 32
     cases = [
-        make(n + c, heads, kv_heads, dim, block_size=size, window=window)
+        make(n + c, heads, kv_heads, dim, block_size=size, window=window, dtype=dtype)
         for n, c in zip(new, cached, strict=True)
     ]
     for case in cases:
@@ -222,7 +239,7 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
     query = np.concatenate([case.q[c:] for case, c in zip(cases, cached, strict=True)])
     out = np.full_like(query, np.nan)
     job = Attention(
-        Cache(keys.ctypes.data, values.ctypes.data, size, kv_heads, dim, kv_heads * size * dim),
+        cache_of(keys, values, size, dim),
         query.ctypes.data, heads * dim,
         tables.ctypes.data, tables.shape[1], heads, window, 0.125, 0.0, out.ctypes.data, heads * dim, None,
     )  # fmt: skip
@@ -237,35 +254,52 @@ def test_a_step_of_many_sequences_equals_each_alone(kernels: Kernels, window: in
     np.testing.assert_array_equal(out, np.concatenate(alone))
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish(kernels: Kernels) -> None:
-    case = make(520, 2, 1, 64, 30.0)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_scores_far_apart_neither_overflow_nor_vanish(kernels: Kernels, dtype: str) -> None:
+    case = make(520, 2, 1, 64, 30.0, dtype=dtype)
     case.store(kernels)
     rows = [300, 511, 519]
     out = case.run(kernels, [(row, 1) for row in rows])
     np.testing.assert_allclose(out, case.expected(rows), rtol=0, atol=2e-3)
 
 
-def test_values_beyond_float16_are_cut_to_its_largest(kernels: Kernels) -> None:
-    case = make(3, 1, 1, 16)
-    case.v[0, 0, 3], case.v[0, 0, 4] = 1e6, -1e6
+@pytest.mark.parametrize(
+    ("dtype", "stored", "found"),
+    [
+        ("float16", 1e6, 65504),
+        ("float16", np.inf, 65504),
+        ("float16", 1 + 2.0**-12, 1),
+        ("float32", 1e6, 1e6),
+        ("float32", 2.0**-140, 2.0**-140),
+        ("float32", np.inf, np.finfo(np.float32).max),
+        ("float32", 1 + 2.0**-12, 1 + 2.0**-12),
+    ],
+)
+def test_what_is_beyond_the_type_is_cut_to_its_largest_number(
+    kernels: Kernels, dtype: str, stored: float, found: float
+) -> None:
+    case = make(3, 1, 1, 16, dtype=dtype)
+    case.v[0, 0, 3], case.v[0, 0, 4] = stored, -stored
     case.store(kernels)
     out = case.run(kernels, [(0, 1)])
-    assert (out[0, 0, 3], out[0, 0, 4]) == (65504, -65504)
+    assert (out[0, 0, 3], out[0, 0, 4]) == (found, -found)
 
 
-def test_rows_with_a_negative_slot_are_not_stored(kernels: Kernels) -> None:
-    case = make(2, 1, 1, 16)
-    before = case.keys.copy()
-    slots = np.full(2, -1, np.int64)
-    kernels.store_kv(
-        ctypes.byref(case.cache), case.k.ctypes.data, case.v.ctypes.data, 16, slots.ctypes.data, 0, 2
-    )
-    np.testing.assert_array_equal(case.keys, before)
+def test_keys_beyond_float16_count_in_a_float32_cache(kernels: Kernels) -> None:
+    """Scores of 2 and 1 from keys of 200,000 and 100,000, which float16 would hold as one number."""
+    case = make(2, 1, 1, 16, dtype="float32", scale=1.0)
+    case.q[:], case.k[:] = 0, 0
+    case.q[1, 0, 0], case.k[:, 0, 0] = 1e-5, [2e5, 1e5]
+    case.store(kernels)
+    np.testing.assert_allclose(case.run(kernels, [(1, 1)]), case.expected([1]), rtol=0, atol=1e-6)
 
 
-def test_the_fast_variants_store_what_the_portable_one_stores(kernels: Kernels, portable: Kernels) -> None:
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_fast_variants_store_what_the_portable_one_stores(
+    kernels: Kernels, portable: Kernels, dtype: str
+) -> None:
     rng = np.random.default_rng(0)
-    ours, theirs = make(100, 1, 1, 64), make(100, 1, 1, 64)
+    ours, theirs = (make(100, 1, 1, 64, dtype=dtype) for _ in range(2))
     extremes = (rng.standard_normal((100, 1, 64)) * np.exp(rng.uniform(-20, 15, (100, 1, 64)))).astype(
         np.float32
     )

@@ -1,20 +1,19 @@
 """Every architecture against transformers: what it saves, we open, and the logits are the same."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from checkpoints import CASES, VOCAB, Saved, make, opened
 from nanollama import reference
 from nanollama.backends.native.backend import NativeBackend
 from nanollama.backends.native.library import Library
 from nanollama.backends.native.locate import find_library
-from nanollama.backends.ops import ModelInput, SequenceInput
-from nanollama.backends.torch_backend import BLOCK_TOKENS, TorchBackend
-from nanollama.backends.torch_cache import TorchCache
+from nanollama.backends.ops import Backend, ModelInput, SequenceInput
+from nanollama.backends.torch_backend import TorchBackend
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.spec import ModelSpec
 
@@ -36,14 +35,24 @@ def ours(saved: Saved) -> tuple[ModelSpec, dict[str, PackedTensor]]:
     return opened(saved.config, saved.arrays)
 
 
-@pytest.fixture(scope="module")
-def backend(ours: tuple[ModelSpec, dict[str, PackedTensor]]) -> TorchBackend:
-    return TorchBackend(*ours, device="cpu", dtype="float32", cache_tokens=512)
+@pytest.fixture(scope="module", params=["torch", "native"])
+def backend(
+    request: pytest.FixtureRequest, ours: tuple[ModelSpec, dict[str, PackedTensor]]
+) -> Iterator[Backend]:
+    """With float32 matrices both have float32 caches."""
+    backend: Backend
+    if request.param == "torch":
+        backend = TorchBackend(*ours, device="cpu", dtype="float32", cache_tokens=512)
+    else:
+        backend = NativeBackend(*ours, library=Library(find_library()), threads=2, cache_tokens=512)
+    yield backend
+    backend.close()
 
 
-def step(backend: TorchBackend, ids: tuple[int, ...], n_cached: int, table: tuple[int, ...]) -> np.ndarray:
-    table = table[: -(-(n_cached + len(ids)) // BLOCK_TOKENS)]
-    return backend.step(ModelInput(ids, (SequenceInput(len(ids), n_cached, table),), tuple(range(len(ids)))))
+def step(backend: Backend, ids: tuple[int, ...], n_cached: int, table: tuple[int, ...]) -> np.ndarray:
+    table = table[: -(-(n_cached + len(ids)) // backend.block_tokens)]
+    sequence = SequenceInput(len(ids), n_cached, table)
+    return backend.step(ModelInput(ids, (sequence,), tuple(range(len(ids))))).copy()
 
 
 def test_the_reference_equals_transformers(
@@ -55,19 +64,19 @@ def test_the_reference_equals_transformers(
     assert np.abs(reference.logits(spec, params, ids).numpy() - saved.logits(ids)).max() < CLOSE
 
 
-def test_the_recipe_equals_transformers(saved: Saved, backend: TorchBackend) -> None:
+def test_the_recipe_equals_transformers(saved: Saved, backend: Backend) -> None:
     ids = ids_of(1)
     assert np.abs(step(backend, ids, 0, (0, 1)) - saved.logits(ids)).max() < CLOSE
 
 
-def test_cached_equals_transformers(saved: Saved, backend: TorchBackend) -> None:
+def test_cached_equals_transformers(saved: Saved, backend: Backend) -> None:
     ids, table = ids_of(2), (3, 1)
     rows = [step(backend, ids[:20], 0, table), step(backend, ids[20:45], 20, table)]
     rows += [step(backend, ids[i : i + 1], i, table) for i in range(45, N)]
     assert np.abs(np.concatenate(rows) - saved.logits(ids)).max() < CLOSE
 
 
-def test_a_batch_with_different_contexts_equals_transformers(saved: Saved, backend: TorchBackend) -> None:
+def test_a_batch_with_different_contexts_equals_transformers(saved: Saved, backend: Backend) -> None:
     prompts = [ids_of(seed, n) for seed, n in ((3, 40), (4, 9), (5, 50), (6, 20))]
     cached, tables = [39, 8, 33, 0], [(7, 3), (0,), (6, 1), (4,)]
     for ids, n, table in zip(prompts, cached, tables, strict=True):
@@ -80,29 +89,6 @@ def test_a_batch_with_different_contexts_equals_transformers(saved: Saved, backe
     ends = tuple(int(end) for end in np.cumsum([s.n_new for s in sequences]) - 1)
     expected = np.stack([saved.logits(p)[-1] for p in prompts])
     assert np.abs(backend.step(ModelInput(new, sequences, ends)) - expected).max() < CLOSE
-
-
-def test_the_native_backend_equals_transformers_but_for_its_half_precision_cache(
-    saved: Saved, ours: tuple[ModelSpec, dict[str, PackedTensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = ids_of(6)
-    whole = ModelInput(ids, (SequenceInput(N, 0, (0, 1)),), tuple(range(N)))
-    native = NativeBackend(*ours, library=Library(find_library()), threads=1, cache_tokens=64)
-    logits = native.step(whole).copy()
-    native.close()
-    exact = saved.logits(ids)
-    assert np.sqrt(np.mean((logits - exact) ** 2) / np.mean(exact**2)) < 2e-3
-    store = TorchCache.store
-
-    def store_rounded(cache: TorchCache, index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        store(cache, index, slots, k.half().float(), v.half().float())
-
-    monkeypatch.setattr(TorchCache, "store", store_rounded)
-    rounding = TorchBackend(*ours, device="cpu", dtype="float32", cache_tokens=64)
-    one_by_one = [step(rounding, ids[i : i + 1], i, (0, 1)) for i in range(N)]
-    error = float(np.abs(logits - np.concatenate(one_by_one)).max())
-    # What is left are numbers on the edge between two halves.
-    assert error < 5e-4 * float(np.abs(exact).max())
 
 
 @pytest.mark.parametrize(

@@ -43,23 +43,12 @@ def test_rows_are_counted_in_half_split_order() -> None:
     assert (whole.rows(4, 20).float32() == whole.float32()[4:20]).all()
 
 
-@pytest.mark.parametrize("fmt", ["F32", "BF16", "Q8_0"])
-def test_a_plane_is_one_matrix_of_a_stack(fmt: str) -> None:
-    whole = stored(fmt, weights(4, 6, 32))
-    for index in range(4):
-        plane = whole.plane(index)
-        assert plane.shape == (6, 32)
-        assert (plane.float32() == whole.float32()[index]).all()
-        assert plane.packed().shape[0] == 6
-        assert (plane.rows(2, 4).float32() == whole.float32()[index, 2:4]).all()
-
-
 def test_taking_a_part_reads_nothing() -> None:
     def read() -> memoryview:
         raise AssertionError("read before it was asked for")
 
-    tensor = PackedTensor("t", FORMATS["F32"], (4, 6, 8), read)
-    assert tensor.plane(1).rows(0, 3).shape == (3, 8)
+    tensor = PackedTensor("t", FORMATS["F32"], (6, 8), read)
+    assert tensor.rows(2, 6).rows(0, 3).shape == (3, 8)
 
 
 def test_a_part_releases_the_memory_of_the_whole() -> None:

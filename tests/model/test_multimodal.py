@@ -135,9 +135,7 @@ def test_the_text_part_equals_transformers(saved: Mapping[str, Any], folder: Pat
     torch_backend = TorchBackend(*arguments, device="cpu", dtype="float32", cache_tokens=64)
     assert np.abs(logits(torch_backend) - saved["logits"]).max() < 1e-4
     native = NativeBackend(*arguments, library=Library(find_library()), threads=1, cache_tokens=64)
-    difference = logits(native) - saved["logits"]
-    # Keys and values are float16 in its cache.
-    assert np.sqrt(np.mean(difference**2) / np.mean(saved["logits"] ** 2)) < 2e-3
+    assert np.abs(logits(native) - saved["logits"]).max() < 1e-4
     native.close()
     assert set(checkpoint.tensors) == set(parameter_shapes(checkpoint.spec))
     checkpoint.close()

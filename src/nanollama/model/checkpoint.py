@@ -62,16 +62,10 @@ class PackedTensor:
         return dequantize(self.fmt, self.packed().reshape(-1), self.shape, name=f"the tensor {self.name}")
 
     def rows(self, start: int, stop: int) -> "PackedTensor":
-        """The rows (of a vector: the elements) from ``start`` up to ``stop``, in half-split order."""
-        return self._part(start, stop, (stop - start, *self.shape[1:]))
+        """The rows (of a vector: the elements) from ``start`` up to ``stop``, in half-split order.
 
-    def plane(self, index: int) -> "PackedTensor":
-        """One matrix of a three-dimensional tensor, as of the experts in ``[experts, out, in]``."""
-        assert len(self.shape) == 3, f"{self.name} has no planes"
-        return self._part(index, index + 1, self.shape[1:])
-
-    def _part(self, start: int, stop: int, shape: tuple[int, ...]) -> "PackedTensor":
-        """What lies at ``[start:stop)`` of the first dimension. Nothing is read before the part is."""
+        Nothing is read before the part is.
+        """
         assert 0 <= start <= stop <= self.shape[0], f"{self.name} has no rows {start} to {stop}"
         each = self.fmt.nbytes(prod(self.shape[1:]))
 
@@ -79,7 +73,7 @@ class PackedTensor:
             whole = self.read() if self.paired_heads is None else self.packed().reshape(-1).data
             return whole[start * each : stop * each]
 
-        return replace(self, shape=shape, read=read, paired_heads=None)
+        return replace(self, shape=(stop - start, *self.shape[1:]), read=read, paired_heads=None)
 
 
 @dataclass(frozen=True, slots=True)

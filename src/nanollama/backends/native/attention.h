@@ -42,6 +42,7 @@ NL_INLINE Upcoming upcoming_of(const NlAttention& job, const NlAttentionItem& it
     return {pages_of(job, item, kv_head), begin, item.position + 1 < end ? item.position + 1 : end};
 }
 
+template <class Number>
 struct ItemRows {
     const NlAttention& job;
     const NlAttentionItem& item;
@@ -50,7 +51,7 @@ struct ItemRows {
 
     template <int M>
     void run(int64_t first, int64_t span, const Upcoming& upcoming) const {
-        SpanTile<M> tile;
+        SpanTile<Number, M> tile;
         const int64_t begin = span * kSpan, end = begin + kSpan;
         for (int m = 0; m < M; ++m) {
             const int64_t row = (first + m) / group, head = kv_head * group + (first + m) % group;
@@ -65,8 +66,8 @@ struct ItemRows {
     }
 };
 
-inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t kv_head,
-                   const Upcoming& following) {
+template <class Number>
+void attend(const NlAttention& job, const NlAttentionItem& item, int64_t kv_head, const Upcoming& following) {
     const int64_t dim = job.cache.head_dim, group = job.heads / job.cache.kv_heads, count = item.rows * group;
     RowState states[kItemRows * kMaxGroup];
     for (int64_t i = 0; i < count; ++i) {
@@ -76,7 +77,7 @@ inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t 
         states[i] = {acc, -INFINITY, 0};
         for (int64_t d = 0; d < dim; d += 8) store(acc + d, all(0));
     }
-    const ItemRows rows = {job, item, kv_head, group, states};
+    const ItemRows<Number> rows = {job, item, kv_head, group, states};
     for (int64_t span = item.span_begin; span < item.span_end; ++span) {
         const Upcoming nothing = {pages_of(job, item, kv_head), 0, 0};
         const Upcoming upcoming = item.rows > 1              ? nothing
@@ -86,14 +87,14 @@ inline void attend(const NlAttention& job, const NlAttentionItem& item, int64_t 
             const int64_t size = tile_rows(count - i);
             switch (size) {
 #ifdef NL_WIDE
-                case 12: rows.run<12>(i, span, upcoming); break;
-                case 8: rows.run<8>(i, span, upcoming); break;
+                case 12: rows.template run<12>(i, span, upcoming); break;
+                case 8: rows.template run<8>(i, span, upcoming); break;
 #endif
-                case 6: rows.run<6>(i, span, upcoming); break;
-                case 4: rows.run<4>(i, span, upcoming); break;
-                case 3: rows.run<3>(i, span, upcoming); break;
-                case 2: rows.run<2>(i, span, upcoming); break;
-                default: rows.run<1>(i, span, upcoming); break;
+                case 6: rows.template run<6>(i, span, upcoming); break;
+                case 4: rows.template run<4>(i, span, upcoming); break;
+                case 3: rows.template run<3>(i, span, upcoming); break;
+                case 2: rows.template run<2>(i, span, upcoming); break;
+                default: rows.template run<1>(i, span, upcoming); break;
             }
             i += size;
         }
@@ -117,12 +118,19 @@ NL_INLINE Upcoming following_of(const NlAttention& job, const NlAttentionItem* i
     return upcoming_of(job, item, next % kv_heads, item.span_begin);
 }
 
+template <class Number>
+void attend_all(const NlAttention& job, const NlAttentionItem* items, int64_t begin, int64_t end,
+                int64_t next) {
+    const int64_t kv_heads = job.cache.kv_heads;
+    for (int64_t unit = begin; unit < end; ++unit)
+        attend<Number>(job, items[unit / kv_heads], unit % kv_heads,
+                       following_of(job, items, unit + 1 < end ? unit + 1 : next));
+}
+
 inline void attention(const NlAttention* job, const NlAttentionItem* items, int64_t begin, int64_t end,
                       int64_t next) {
-    const int64_t kv_heads = job->cache.kv_heads;
-    for (int64_t unit = begin; unit < end; ++unit)
-        attend(*job, items[unit / kv_heads], unit % kv_heads,
-               following_of(*job, items, unit + 1 < end ? unit + 1 : next));
+    if (job->cache.is_float32) return attend_all<float>(*job, items, begin, end, next);
+    attend_all<uint16_t>(*job, items, begin, end, next);
 }
 
 inline void attention_merge(const NlAttention* job, const NlAttentionMerge* merges, int64_t begin,

@@ -38,23 +38,25 @@ struct Sums {
 // P panels side by side: few rows alone would wait for each sum before they can add to it again.
 // sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `later[p]` are
 // fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
-template <int M, int P, int kStride>
-NL_INLINE void add_panels(const uint16_t* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
-                          const uint16_t* const (&later)[P]) {
+template <int M, int P, int kStride, class Number>
+NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
+                          const Number* const (&later)[P]) {
+    constexpr int64_t kLine = 64 / (kLanes * sizeof(Number));  // so much of a panel fills a cache line
+    static_assert(kLine == 1 || kLine == 2, "the loop below takes one or two at a time");
     const auto add = [&](int64_t i) {
         for (int p = 0; p < P; ++p) {
             for (int h = 0; h < kVecs; ++h) {
-                const Vec lanes = vec_from_half(panel[p] + i * kLanes + h * kVecLanes);
+                const Vec lanes = load_vec(panel[p] + i * kLanes + h * kVecLanes);
                 for (int m = 0; m < M; ++m)
                     sums.of[p][m][h] = fma(lanes, every<Vec>(x[m * kStride + i]), sums.of[p][m][h]);
             }
         }
     };
     int64_t i = 0;
-    for (; i + 2 <= n; i += 2) {  // a line of each panel
+    for (; i + kLine <= n; i += kLine) {
         for (int p = 0; p < P; ++p) __builtin_prefetch(later[p] + i * kLanes, 0, 2);
         add(i);
-        add(i + 1);
+        if constexpr (kLine == 2) add(i + 1);
     }
     if (i < n) add(i);
 }
@@ -90,8 +92,9 @@ NL_INLINE F merged(F before, F now, const Rescale& rescale) {
                                : fma(before, every<F>(rescale.before), now * every<F>(rescale.now));
 }
 
-// M rows (a query and a head each) against one span.
-template <int M>
+// M rows (a query and a head each) against one span. The cache holds Numbers: uint16_t, which are float16, or
+// float.
+template <class Number, int M>
 struct SpanTile {
     static constexpr int P = panels_at_once(M);
     const float* query[M];
@@ -135,13 +138,13 @@ struct SpanTile {
     template <int P>
     NL_MEMBER void score_panels(const NlAttention& job, const Pages& pages, int64_t token, int64_t from,
                                 int64_t to, const float* queries, float* scores, Vec (&top)[M][kVecs]) {
-        const uint16_t *panel[P], *later[P];
+        const Number *panel[P], *later[P];
         for (int p = 0; p < P; ++p) {
             const int64_t at = pages.keys(token + p * kLanes);
-            panel[p] = job.cache.keys + at;
+            panel[p] = (const Number*)job.cache.keys + at;
             // The values of these tokens are needed after the scores. They take as much room as the keys, at
             // the same place of their page.
-            later[p] = job.cache.values + at;
+            later[p] = (const Number*)job.cache.values + at;
         }
         Sums<M, P> sums;
         add_panels<M, P, kMaxHeadDim>(panel, job.cache.head_dim, queries, sums, later);
@@ -199,9 +202,11 @@ struct SpanTile {
         for (int64_t token = from; token < to;) {
             const int64_t offset = token % cache.block_size, left = cache.block_size - offset;
             const int64_t count = to - token < left ? to - token : left;
-            const uint16_t *panel[P], *later[P], *page = cache.values + pages.page(token);
+            const Number *panel[P], *later[P];
+            const Number* page = (const Number*)cache.values + pages.page(token);
             const int64_t then = upcoming.from + token - from;
-            const uint16_t* keys = then < upcoming.to ? cache.keys + upcoming.pages.page(then) : page;
+            const Number* keys =
+                then < upcoming.to ? (const Number*)cache.keys + upcoming.pages.page(then) : page;
             for (int p = 0; p < P; ++p) {
                 const int64_t at = (d + p * kLanes) * cache.block_size + offset * kLanes;
                 panel[p] = page + at;

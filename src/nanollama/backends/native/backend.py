@@ -1,6 +1,6 @@
 """The native backend: a model on the CPU as one tape, recorded when it is loaded and replayed for every step.
 
-ModelInput in, float32 logits out; torch is not imported. Keys and values are kept in float16.
+ModelInput in, float32 logits out; torch is not imported.
 """
 
 import ctypes
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Cache, Library
+from nanollama.backends.native.kv_cache import BLOCK_TOKENS, PagedCache, wants_float32
+from nanollama.backends.native.library import Attention, AttentionItem, AttentionMerge, Library
 from nanollama.backends.native.memory import Arena
-from nanollama.backends.native.ops import LANES, NativeOps
+from nanollama.backends.native.ops import NativeOps
 from nanollama.backends.native.packer import NativePacker
 from nanollama.backends.native.repack import RepackQueue
 from nanollama.backends.native.tape import AttentionPlan, OpKind, Pool, Rotation, Step, array_of
@@ -23,7 +24,6 @@ from nanollama.model.spec import ModelSpec, RopeSpec
 from nanollama.model.transformer import forward
 from nanollama.model.weights import load_weights
 
-BLOCK_TOKENS = 32
 MAX_ROWS = 512
 MAX_SEQUENCES = 256
 SPAN = 256
@@ -99,8 +99,9 @@ class NativeBackend:
         self.decoded = packer.decoded
         self._buffers: dict[str, int] = {}
         self._allocate_step()
-        self._caches = self._allocate_cache()
-        ops = NativeOps(self._buffer, self._caches, self._bind_attention, MAX_ROWS)
+        is_float32 = wants_float32(tensors.values())
+        self._cache = PagedCache(self._arena, spec, self.num_blocks, is_float32=is_float32)
+        ops = NativeOps(self._buffer, self._cache.layers, self._bind_attention, MAX_ROWS)
         self._logits = forward(ops, spec, self._weights)
         self._tape = ops.tape
         self._ops = array_of(ops.tape.ops)
@@ -154,32 +155,10 @@ class NativeBackend:
         # Only rows that are decoded alone are spread over spans.
         self._max_spans = -(-self.num_blocks * BLOCK_TOKENS // SPAN)
 
-    @property
-    def _padded_head_dim(self) -> int:
-        return -(-self.spec.attention.head_dim // LANES) * LANES
-
-    def _allocate_cache(self) -> list[Cache]:
-        """One piece of memory ``[block][layer][keys, values]``: it is taken as blocks come into use."""
-        a, dim = self.spec.attention, self._padded_head_dim
-        size = BLOCK_TOKENS * a.num_kv_heads * dim  # float16 numbers in the keys of one block and layer
-        stride = 2 * size * self.spec.num_layers
-        start = self._arena.take(self.num_blocks * stride * 2)
-        return [
-            Cache(
-                keys=start + 2 * (2 * i * size),
-                values=start + 2 * ((2 * i + 1) * size),
-                block_size=BLOCK_TOKENS,
-                kv_heads=a.num_kv_heads,
-                head_dim=dim,
-                block_stride=stride,
-            )
-            for i in range(self.spec.num_layers)
-        ]
-
     def _bind_attention(self, call: Attention) -> None:
         call.block_tables = self._tables.ctypes.data
         call.block_table_stride = self.num_blocks
-        heads, dim = self.spec.attention.num_heads, self._padded_head_dim
+        heads, dim = self.spec.attention.num_heads, self._cache.head_dim
         slots = MAX_SEQUENCES + self._max_spans  # every sequence decoding, one of them over the whole cache
         call.partials = self._buffer("partials", slots * heads * (dim + 2) * 4)
         self._max_slots = slots
@@ -190,7 +169,7 @@ class NativeBackend:
         assert n <= MAX_ROWS, "the engine keeps within the limits"
         assert len(batch.sequences) <= MAX_SEQUENCES, "the engine keeps within the limits"
         self.finish_loading()
-        self._copy_blocks(batch.copies)
+        self._cache.copy_blocks(batch.copies)
         self._token_ids[:n] = batch.token_ids
         self._logit_index[: len(batch.logit_rows)] = batch.logit_rows
         row = 0
@@ -215,12 +194,6 @@ class NativeBackend:
             plans=(AttentionPlan * len(plans))(*plans),
             rotations=(Rotation * len(rotations))(*rotations),
         )
-
-    def _copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
-        """Copy whole blocks of the cache: what one holds of all layers lies in one piece."""
-        start, n_bytes = self._caches[0].keys, 2 * self._caches[0].block_stride
-        for source, destination in copies:
-            ctypes.memmove(start + destination * n_bytes, start + source * n_bytes, n_bytes)
 
     def _rotation(self, index: int, rope: RopeSpec, n: int) -> Rotation:
         half = len(rope.frequencies)

@@ -15,11 +15,11 @@ namespace NL_VARIANT {
 #ifdef NL_WIDE
 typedef F16 Vec;
 NL_INLINE Vec load_vec(const float* p) { return load_wide(p); }
-NL_INLINE Vec vec_from_half(const uint16_t* p) { return from_half_wide(p); }
+NL_INLINE Vec load_vec(const uint16_t* half) { return from_half_wide(half); }
 #else
 typedef F8 Vec;
 NL_INLINE Vec load_vec(const float* p) { return load(p); }
-NL_INLINE Vec vec_from_half(const uint16_t* p) { return from_half(p); }
+NL_INLINE Vec load_vec(const uint16_t* half) { return from_half(half); }
 #endif
 constexpr int kVecLanes = sizeof(Vec) / sizeof(float);
 

@@ -40,17 +40,18 @@ struct NlActivations {
     float* fine_sums;  // [rows, cols / 32]: scale / 254 * sum(fine)
 };
 
-// The key and value cache of one layer, in float16 and in blocks of block_size tokens, a multiple of 16:
+// The keys and values of one layer, in float16 or float32, in blocks of block_size tokens, a multiple of 16:
 //   keys   [block][kv_head][token / 16][head_dim][16 tokens]
 //   values [block][kv_head][head_dim / 16][token][16 dims]
 // Both products of attention then run over panels of 16 lanes that are contiguous in the order they are read.
 struct NlCache {
-    uint16_t* keys;
-    uint16_t* values;
+    void* keys;
+    void* values;
+    int64_t is_float32;  // the numbers of both, else float16
     int64_t block_size;
     int64_t kv_heads;
     int64_t head_dim;      // a multiple of 16
-    int64_t block_stride;  // from one block to the next: other layers may lie in between
+    int64_t block_stride;  // numbers from one block to the next: other layers may lie in between
 };
 
 // What one attention call works on. The query of row r of item i sits at `position + r` and sees the tokens
@@ -122,10 +123,10 @@ enum NlActivation { NL_SILU, NL_GELU_TANH, NL_CLAMPED_SWIGLU };
 struct NlKernels {
     const char* name;
 
-    // out[r, out_column + i] = sum_k W[i, k] x[r, k] (+ bias[out_column + i]) (+ out, if accumulate).
+    // out[r, out_column + i] = sum_k W[i, k] x[r, k] (+ bias[out_column + i]).
     // units: groups of 8 weight rows, over all segments
     void (*matmul)(const NlMatrix*, const NlActivations*, int64_t rows, float* out, int64_t out_stride,
-                   const float* bias, int64_t accumulate, int64_t begin, int64_t end);
+                   const float* bias, int64_t begin, int64_t end);
 
     // Fills x->quants and x->meta from x->values. units: blocks of 32, row after row
     void (*quantize)(const NlActivations* x, int64_t begin, int64_t end);
@@ -162,8 +163,8 @@ struct NlKernels {
     void (*combine)(const NlRouting*, const float* x, int64_t stride, int64_t cols, float* out,
                     int64_t out_stride, int64_t begin, int64_t end);
 
-    // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset; a
-    // negative slot is skipped). units: rows
+    // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset).
+    // units: rows
     void (*store_kv)(const NlCache*, const float* key, const float* value, int64_t stride,
                      const int64_t* slots, int64_t begin, int64_t end);
 

@@ -72,11 +72,12 @@ class Activations(Structure):
 
 
 class Cache(Structure):
-    """``NlCache``: the paged float16 keys and values of one layer."""
+    """``NlCache``: the paged keys and values of one layer, in float16 or float32."""
 
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("is_float32", c_int64),
         ("block_size", c_int64),
         ("kv_heads", c_int64),
         ("head_dim", c_int64),
@@ -136,7 +137,7 @@ class Routing(Structure):
 
 
 _RANGE = (c_int64, c_int64)
-_MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, c_int64, *_RANGE)
+_MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, *_RANGE)
 _NORM = (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64)
 _ROPE = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
 _ADD = (c_void_p, c_int64, c_int64, c_void_p, c_int64, POINTER(Activations))

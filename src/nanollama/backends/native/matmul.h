@@ -124,13 +124,13 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64
     }
 }
 
-enum FloatKind { kHalf, kBrain, kSingle };
+enum FloatKind { kHalf, kBfloat16, kSingle };
 
 template <FloatKind kind>
 NL_INLINE F8 load_weights(const uint8_t* p) {
     if constexpr (kind == kHalf) return from_half(p);
     if constexpr (kind == kSingle) return load((const float*)p);
-    return from_brain(p);
+    return from_bfloat16(p);
 }
 
 template <FloatKind kind, int G, int M>
@@ -155,22 +155,19 @@ struct Output {
     float* at;  // row 0, column 0 of the segment
     int64_t stride;
     const float* bias;  // of the segment's column 0, or null
-    bool accumulate;
-    int64_t rows;  // weight rows of the segment, without padding
+    int64_t rows;       // weight rows of the segment, without padding
 
     void put(int64_t group, int64_t row, F8 v) const {
         float* to = at + row * stride + group * kRows;
         const int64_t count = rows - group * kRows < kRows ? rows - group * kRows : kRows;
         if (count == kRows) {
             if (bias) v += load(bias + group * kRows);
-            if (accumulate) v += load(to);
             store(to, v);
             return;
         }
         for (int64_t i = 0; i < count; ++i) {
-            float x = v[i];
-            if (bias) x += bias[group * kRows + i];
-            to[i] = accumulate ? x + to[i] : x;
+            to[i] = v[i];
+            if (bias) to[i] += bias[group * kRows + i];
         }
     }
 };
@@ -295,13 +292,13 @@ inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
         case NL_N4D: return run_job<QuantTiles<Codebook<kTableIq4Nl>, ScaleHalf<0>>>(job, rows);
         case NL_N4E: return run_job<QuantTiles<Codebook<kTableMxfp4>, ScaleExponent>>(job, rows);
         case NL_F16: return run_job<FloatTiles<kHalf>>(job, rows);
-        case NL_BF16: return run_job<FloatTiles<kBrain>>(job, rows);
+        case NL_BF16: return run_job<FloatTiles<kBfloat16>>(job, rows);
         default: return run_job<FloatTiles<kSingle>>(job, rows);
     }
 }
 
 inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows, float* out,
-                   int64_t out_stride, const float* bias, int64_t accumulate, int64_t begin, int64_t end) {
+                   int64_t out_stride, const float* bias, int64_t begin, int64_t end) {
     int64_t first = 0;  // unit number of the segment's first group
     for (int64_t s = 0; s < matrix->segment_count; ++s) {
         const NlSegment& segment = matrix->segments[s];
@@ -310,7 +307,7 @@ inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows,
                       to = end - first < groups ? end - first : groups;
         if (from < to) {
             const Output output = {out + segment.out_column, out_stride,
-                                   bias ? bias + segment.out_column : nullptr, accumulate != 0, segment.rows};
+                                   bias ? bias + segment.out_column : nullptr, segment.rows};
             const Planes planes = planes_of(segment.kind, matrix->cols);
             run_kind(segment.kind, {segment.data, planes, matrix->cols, x, output, from, to}, rows);
         }

@@ -16,8 +16,6 @@ from nanollama.backends.native.tape import Op, OpKind
 from nanollama.model.spec import Activation, AttentionSpec, ExpertsSpec, LayerSpec, RopeSpec
 
 ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu_tanh": 1, "clamped_swiglu": 2}
-LANES = 16
-"""Heads in the cache are a multiple of that many dimensions."""
 FLOAT = 4  # bytes
 
 

@@ -5,7 +5,7 @@
 //   kTileGroups                        weight groups per matmul tile: as many as the registers hold
 //   F8 fma(a, b, c)                    a * b + c; rounded once or twice, as the machine has it
 //   F8 from_half(p), to_half(p, v)     eight float16 at p
-//   F8 from_brain(p)                   eight bfloat16
+//   F8 from_bfloat16(p)                eight bfloat16
 //   I8 ints_from_bytes(p)              eight unsigned bytes; ints_from_signed_bytes for signed ones
 //   B32 lookup(table, index)           bytes of a table of 16
 //   I8 round_to_int(v)                 to nearest even, |v| < 2^22

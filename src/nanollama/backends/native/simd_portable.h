@@ -31,7 +31,7 @@ NL_INLINE F8 from_half(const void* p) {  // float_of_half in lanes
 NL_INLINE void to_half(uint16_t* p, F8 v) {
     for (int i = 0; i < 8; ++i) p[i] = half_of_float(v[i]);
 }
-NL_INLINE F8 from_brain(const void* p) { return (F8)(ints_from<uint16_t>(p) << 16); }
+NL_INLINE F8 from_bfloat16(const void* p) { return (F8)(ints_from<uint16_t>(p) << 16); }
 
 // Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits.
 NL_INLINE I8 round_to_int(F8 v) { return (I8)(v + all(12582912.0f)) - (I8)all(12582912.0f); }

@@ -15,7 +15,7 @@ NL_INLINE F8 from_half(const void* p) { return (F8)_mm256_cvtph_ps(_mm_loadu_si1
 NL_INLINE void to_half(uint16_t* p, F8 v) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
-NL_INLINE F8 from_brain(const void* p) {
+NL_INLINE F8 from_bfloat16(const void* p) {
     return (F8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 }
 NL_INLINE I8 ints_from_bytes(const uint8_t* p) {

@@ -165,7 +165,7 @@ void Replay::run(int64_t begin, int64_t end) {
                          op.out_stride, op.quantized, begin, end);
             break;
         case NL_OP_MATMUL:
-            k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, 0, begin, end);
+            k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, begin, end);
             break;
         case NL_OP_HEAD_NORM:
             for (int64_t row = begin; row < end; ++row) {
@@ -251,7 +251,7 @@ void Replay::run_experts(const NlOp& op, int64_t begin, int64_t end) const {
             x.fine_sums += from * (x.cols / 32);
         }
         const float* bias = op.bias ? op.bias + expert * op.out_stride : nullptr;
-        k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias, 0,
+        k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias,
                    unit - first, until - first);
         unit = until;
     }
