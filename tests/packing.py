@@ -135,6 +135,7 @@ def matmul(
     *,
     bias: NDArray[np.float32] | None = None,
     units: tuple[int, int] | None = None,
+    next_weights: int | None = None,
 ) -> NDArray[np.float32]:
     """The product ``[rows of x, rows of weights]``; NaN wherever the kernel wrote nothing."""
     rows = len(x.values)
@@ -143,5 +144,6 @@ def matmul(
     kernels.matmul(
         ctypes.byref(weights.matrix), ctypes.byref(x.struct), rows, out.ctypes.data, weights.rows,
         None if bias is None else bias.ctypes.data, begin, end,
+        next_weights,
     )  # fmt: skip
     return out

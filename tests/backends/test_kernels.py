@@ -134,6 +134,16 @@ def test_wide_inputs_are_the_same_in_panels_of_rows(kernel_library: Library, ker
     np.testing.assert_array_equal(matmul(kernels, weights, inputs(kernels, values)), alone)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_what_is_fetched_ahead_changes_nothing(kernel_library: Library, kernels: Kernels, rows: int) -> None:
+    rng = np.random.default_rng(12)
+    parts = [(kind, random_rows(kind, 40, 512, rng)) for kind in ("Q4_K", "Q8_0", "F16")]
+    weights, x = pack(kernel_library, parts, 512), inputs(kernels, rng.standard_normal((rows, 512)))
+    plain = matmul(kernels, weights, x)
+    for address in (weights.matrix.segments[0].data, 64, 2**63 - 64):  # also where there is no memory
+        np.testing.assert_array_equal(matmul(kernels, weights, x, next_weights=address), plain)
+
+
 def test_segments_of_several_types_are_one_matrix(kernel_library: Library, kernels: Kernels) -> None:
     rng = np.random.default_rng(9)
     parts = [
@@ -300,6 +310,6 @@ def test_no_rows_and_no_units_are_no_work(kernel_library: Library, kernels: Kern
     weights = pack(kernel_library, [("Q4_0", random_rows("Q4_0", 8, 32, np.random.default_rng(0)))], 32)
     empty = Activations(None, 0, None, None, 32)
     out = np.full((1, 8), 99, np.float32)
-    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 0, out.ctypes.data, 8, None, 0, 1)
-    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 1, out.ctypes.data, 8, None, 1, 1)
+    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 0, out.ctypes.data, 8, None, 0, 1, None)
+    kernels.matmul(ctypes.byref(weights.matrix), ctypes.byref(empty), 1, out.ctypes.data, 8, None, 1, 1, None)
     assert (out == 99).all()

@@ -37,7 +37,8 @@ struct Sums {
 
 // P panels side by side: few rows alone would wait for each sum before they can add to it again.
 // sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `later[p]` are
-// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
+// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it, and
+// past L2, since what a step reads of the cache it reads once (decoding: 5 % of its attention).
 template <int M, int P, int kStride, class Number>
 NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
                           const Number* const (&later)[P]) {
@@ -54,7 +55,7 @@ NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const floa
     };
     int64_t i = 0;
     for (; i + kLine <= n; i += kLine) {
-        for (int p = 0; p < P; ++p) __builtin_prefetch(later[p] + i * kLanes, 0, 2);
+        for (int p = 0; p < P; ++p) __builtin_prefetch(later[p] + i * kLanes, 0, 0);
         add(i);
         if constexpr (kLine == 2) add(i + 1);
     }

@@ -125,8 +125,9 @@ struct NlKernels {
 
     // out[r, out_column + i] = sum_k W[i, k] x[r, k] (+ bias[out_column + i]).
     // units: groups of 8 weight rows, over all segments
+    // next: the weights that this thread will probably read after these, to fetch them in time, or null.
     void (*matmul)(const NlMatrix*, const NlActivations*, int64_t rows, float* out, int64_t out_stride,
-                   const float* bias, int64_t begin, int64_t end);
+                   const float* bias, int64_t begin, int64_t end, const uint8_t* next);
 
     // Fills x->quants and x->meta from x->values. units: blocks of 32, row after row
     void (*quantize)(const NlActivations* x, int64_t begin, int64_t end);

@@ -91,6 +91,13 @@ inline Planes planes_of(int64_t kind, int64_t cols) {
 
 inline int64_t groups_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
+// Where unit `unit` of a matrix begins.
+inline const uint8_t* address_of(const NlMatrix& matrix, int64_t unit) {
+    const NlSegment* segment = matrix.segments;
+    for (; unit >= groups_of(segment->rows); ++segment) unit -= groups_of(segment->rows);
+    return segment->data + unit * planes_of(segment->kind, matrix.cols).group;
+}
+
 inline bool fits(int64_t kind, int64_t cols) {
     const KindLayout& layout = kLayouts[kind];
     return cols > 0 && (layout.value || (cols % kBlock == 0 && (!layout.super || cols % kSuper == 0)));

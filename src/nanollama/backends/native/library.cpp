@@ -92,7 +92,7 @@ uint64_t nl_read(const uint8_t* data, int64_t bytes) {
         Words v[4];
         memcpy(v, data + i, 256);
         for (int j = 0; j < 4; ++j) {
-            __builtin_prefetch(data + i + ahead + 64 * j, 0, 2);
+            __builtin_prefetch(data + i + ahead + 64 * j, 0, 0);
             sums[j] += v[j];
         }
     }

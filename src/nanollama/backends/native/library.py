@@ -137,7 +137,7 @@ class Routing(Structure):
 
 
 _RANGE = (c_int64, c_int64)
-_MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, *_RANGE)
+_MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, *_RANGE, c_void_p)
 _NORM = (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64)
 _ROPE = (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
 _ADD = (c_void_p, c_int64, c_int64, c_void_p, c_int64, POINTER(Activations))

@@ -70,8 +70,8 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
 
 // `fine`: both parts of the activations count.
 template <class Q, class S, bool fine, int G, int M>
-NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t blocks, const Rows& rows,
-                    F8 (&acc)[G][M]) {
+NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const uint8_t* later,
+                    int64_t blocks, const Rows& rows, F8 (&acc)[G][M]) {
     Group group[G];
     const int8_t *a[M], *rest[M];
     const float *scales[M], *rest_sums[M];
@@ -85,8 +85,7 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
 
-    constexpr int64_t block_bytes = Q::quants + Q::high + S::bytes;
-    const int64_t ahead = fetch_distance<G>(planes);
+    constexpr int64_t bytes = block_bytes<Q, S>();
     for (int64_t b = 0; b < blocks; ++b) {
         I8 sum[G][M], rest_sum[G][M];
         if constexpr (S::halves)
@@ -111,7 +110,7 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, int64
                     acc[g][m] = fma(min, all(fine ? scales[m][1] + *rest_sums[m] : scales[m][1]), acc[g][m]);
                 }
             }
-            fetch(base[g] + ahead + b * block_bytes, block_bytes);
+            fetch<M == 1>(later + (b * G + g) * bytes, bytes);
             group[g].quants += Q::quants;
             group[g].high += Q::high;
             group[g].scales += S::bytes;
@@ -134,15 +133,15 @@ NL_INLINE F8 load_weights(const uint8_t* p) {
 }
 
 template <FloatKind kind, int G, int M>
-NL_INLINE void float_tile(const uint8_t* const (&base)[G], const Planes& planes, int64_t cols,
+NL_INLINE void float_tile(const uint8_t* const (&base)[G], const uint8_t* later, int64_t cols,
                           const float* values, int64_t stride, F8 (&acc)[G][M]) {
     constexpr int64_t step = kind == kSingle ? 32 : 16;
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
-    const int64_t ahead = fetch_distance<G>(planes);
     for (int64_t k = 0; k < cols; ++k) {
         for (int g = 0; g < G; ++g) {
-            if (k * step % 64 == 0) fetch(base[g] + ahead + k * step, 64);
+            const int64_t at = (k * G + g) * step;
+            if (at % 64 == 0) fetch<M == 1>(later + at, 64);
             const F8 w = load_weights<kind>(base[g] + k * step);
             for (int m = 0; m < M; ++m) acc[g][m] = fma(w, all(values[m * stride + k]), acc[g][m]);
         }
@@ -178,15 +177,25 @@ struct Job {
     int64_t cols;
     const NlActivations* x;
     Output out;
-    int64_t begin, end;  // groups
+    int64_t begin, end;   // groups
+    const uint8_t* next;  // what to fetch past the end
+
+    // What to fetch while G groups from `group` on are multiplied.
+    template <int G>
+    NL_MEMBER const uint8_t* later(int64_t group) const {
+        const int64_t then = group + fetch_distance<G>(planes);
+        return then < end ? data + then * planes.group : next + (then - end) * planes.group;
+    }
 };
 
 template <class Q, class S, bool fine = false>
 struct QuantTiles {
     static constexpr int decode_groups = kTileGroups;
     template <int G, int M>
-    NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
-        tile<Q, S, fine, G, M>(base, job.planes, job.cols / kBlock, Rows(*job.x, row), acc);
+    NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
+                       F8 (&acc)[G][M]) {
+        tile<Q, S, fine, G, M>(base, job.planes, job.later<G>(group), job.cols / kBlock, Rows(*job.x, row),
+                               acc);
     }
 };
 
@@ -195,9 +204,10 @@ struct FloatTiles {
     // A group is one chain of additions: several of them side by side hide their latency.
     static constexpr int decode_groups = 2 * kTileGroups;
     template <int G, int M>
-    NL_INLINE void run(const Job& job, const uint8_t* const (&base)[G], int64_t row, F8 (&acc)[G][M]) {
-        float_tile<kind, G, M>(base, job.planes, job.cols, job.x->values + row * job.x->stride, job.x->stride,
-                               acc);
+    NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
+                       F8 (&acc)[G][M]) {
+        float_tile<kind, G, M>(base, job.later<G>(group), job.cols, job.x->values + row * job.x->stride,
+                               job.x->stride, acc);
     }
 };
 
@@ -209,7 +219,7 @@ __attribute__((noinline)) void run_tile(const Job& job, int64_t group, int64_t r
     for (int g = 0; g < G; ++g)
         base[g] = job.data + (group + g < job.end ? group + g : group) * job.planes.group;
     F8 acc[G][M];
-    Tiles::template run<G, M>(job, base, row, acc);
+    Tiles::template run<G, M>(job, group, base, row, acc);
     for (int g = 0; g < G && group + g < job.end; ++g)
         for (int m = 0; m < M; ++m) job.out.put(group + g, row + m, acc[g][m]);
 }
@@ -233,8 +243,7 @@ __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int6
     const Pair pair = {base, base + planes.high, base + planes.scales, base + planes.super,
                        two ? planes.group : 0};
     F16 acc[M];
-    wide_tile<Q, S, fine, M>(pair, base + fetch_distance<2>(planes), job.cols / kBlock, Rows(*job.x, row),
-                             acc);
+    wide_tile<Q, S, fine, M>(pair, job.later<2>(group), job.cols / kBlock, Rows(*job.x, row), acc);
     for (int m = 0; m < M; ++m) {
         job.out.put(group, row + m, lower(acc[m]));
         if (two) job.out.put(group + 1, row + m, upper(acc[m]));
@@ -298,7 +307,7 @@ inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
 }
 
 inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows, float* out,
-                   int64_t out_stride, const float* bias, int64_t begin, int64_t end) {
+                   int64_t out_stride, const float* bias, int64_t begin, int64_t end, const uint8_t* next) {
     int64_t first = 0;  // unit number of the segment's first group
     for (int64_t s = 0; s < matrix->segment_count; ++s) {
         const NlSegment& segment = matrix->segments[s];
@@ -309,7 +318,11 @@ inline void matmul(const NlMatrix* matrix, const NlActivations* x, int64_t rows,
             const Output output = {out + segment.out_column, out_stride,
                                    bias ? bias + segment.out_column : nullptr, segment.rows};
             const Planes planes = planes_of(segment.kind, matrix->cols);
-            run_kind(segment.kind, {segment.data, planes, matrix->cols, x, output, from, to}, rows);
+            const uint8_t* following = end > first + groups ? matrix->segments[s + 1].data
+                                       : next               ? next
+                                                            : segment.data + to * planes.group;
+            run_kind(segment.kind, {segment.data, planes, matrix->cols, x, output, from, to, following},
+                     rows);
         }
         first += groups;
     }

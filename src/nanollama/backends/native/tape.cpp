@@ -8,6 +8,7 @@
 #include <new>
 #include <system_error>
 
+#include "layout.h"
 #include "pool.h"
 
 struct NlPool {
@@ -104,7 +105,7 @@ class Replay final : public Job {
     static int64_t groups_of(const NlOp& op) {
         int64_t groups = 0;
         for (int64_t i = 0; i < op.matrix->segment_count; ++i)
-            groups += divided_up(op.matrix->segments[i].rows, 8);
+            groups += nl::groups_of(op.matrix->segments[i].rows);
         return groups;
     }
 
@@ -133,6 +134,20 @@ class Replay final : public Job {
                       most = divided_up(kMostWeights, 8 * op.cols);
         const int64_t even = divided_up(units, threads_ * 16);
         return (std::min(std::max(even, least), most) + 1) & ~int64_t(1);
+    }
+
+    // The weights that a thread will probably read after the chunk [begin, end) of a matrix: its next chunk
+    // while each thread takes one in turn, or one of the next matrix.
+    const uint8_t* weights_after(int64_t begin, int64_t end) const {
+        const int64_t units = units_of(ops_[at_]), size = end - begin, others = (threads_ - 1) * size;
+        if (end + others < units) return address_of(*ops_[at_].matrix, end + others);
+        for (int64_t i = at_ + 1; i < count_; ++i) {
+            if (ops_[i].kind != NL_OP_MATMUL) continue;
+            const int64_t left = divided_up(units - end, size), chunk = chunk_of(ops_[i], groups_of(ops_[i]));
+            const int64_t unit = (threads_ - 1 - left) * chunk;
+            return address_of(*ops_[i].matrix, unit < groups_of(ops_[i]) ? unit : 0);
+        }
+        return nullptr;
     }
 
     void note_time() {
@@ -165,7 +180,8 @@ void Replay::run(int64_t begin, int64_t end) {
                          op.out_stride, op.quantized, begin, end);
             break;
         case NL_OP_MATMUL:
-            k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, begin, end);
+            k_->matmul(op.matrix, op.quantized, rows_of(op), op.out, op.out_stride, op.bias, begin, end,
+                       weights_after(begin, end));
             break;
         case NL_OP_HEAD_NORM:
             for (int64_t row = begin; row < end; ++row) {
@@ -252,7 +268,7 @@ void Replay::run_experts(const NlOp& op, int64_t begin, int64_t end) const {
         }
         const float* bias = op.bias ? op.bias + expert * op.out_stride : nullptr;
         k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias,
-                   unit - first, until - first);
+                   unit - first, until - first, nullptr);
         unit = until;
     }
 }

@@ -28,7 +28,7 @@ struct Pair {
 
 template <class Q, class S, bool fine, int M>
 NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, Rows rows, F16 (&acc)[M]) {
-    constexpr int64_t block_bytes = Q::quants + Q::high + S::bytes;
+    constexpr int64_t bytes = block_bytes<Q, S>();
     for (int m = 0; m < M; ++m) acc[m] = F16{};
     for (int64_t b = 0; b < blocks; ++b) {
         B64 lo[4], hi[4];
@@ -48,10 +48,7 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, Rows r
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             // A few lines a row: all at once they would keep the block's own loads waiting.
-            for (int64_t line = 64 * m; line < block_bytes; line += 64 * M) {
-                fetch(ahead + line, 64);
-                fetch(ahead + line + pair.next, 64);
-            }
+            for (int64_t line = 64 * m; line < 2 * bytes; line += 64 * M) fetch<false>(ahead + line, 64);
             const int8_t* a = rows.quants + m * blocks * kBlock;
             const float* scale = rows.meta + m * blocks * 4;
             I16 sum_lo = {}, sum_hi = {};  // two chains, each half as long to wait for
@@ -82,7 +79,7 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, Rows r
                 acc[m] = fma(min, every<F16>(inputs), acc[m]);
             }
         }
-        ahead += block_bytes;
+        ahead += 2 * bytes;
         pair.quants += Q::quants;
         pair.high += Q::high;
         pair.scales += S::bytes;
