@@ -68,25 +68,27 @@ def test_a_product_is_that_of_both_parts(
 
 
 @pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("cols", [1024, 4096, 16640])
 def test_a_row_is_the_same_to_the_bit_in_any_batch(
-    kernel_library: Library, kernels: Kernels, kind: str
+    kernel_library: Library, kernels: Kernels, kind: str, cols: int
 ) -> None:
-    source = random_rows(kind, 24, 1024, np.random.default_rng(1))
-    weights = pack(kernel_library, [(kind, source)], 1024)
-    values = values_of(23, 1024)
+    source = random_rows(kind, 24, cols, np.random.default_rng(1))
+    weights = pack(kernel_library, [(kind, source)], cols)
+    values = values_of(23, cols)
     whole = matmul(kernels, weights, fine_inputs(kernels, values)[0])
     for row in range(23):
         alone = matmul(kernels, weights, fine_inputs(kernels, values[row : row + 1])[0])
         np.testing.assert_array_equal(alone[0], whole[row])
 
 
-def test_the_largest_integers_are_exact(kernel_library: Library, kernels: Kernels) -> None:
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_largest_integers_are_exact(kernel_library: Library, kernels: Kernels, count: int) -> None:
     """All weights -128 or 127 and all parts at their ends: nothing saturates."""
     source = random_rows("Q8_0", 8, 32, np.random.default_rng(2))
     source.reshape(8, 34)[:, 2:] = 128  # -128
     weights = decoded("Q8_0", source, 32).astype(np.float64)
-    values = np.full((1, 32), 126.4999, np.float32)
-    values[0, 0] = 127.0  # the scale is 1, and the others leave nearly half a step
+    values = np.full((count, 32), 126.4999, np.float32)
+    values[:, 0] = 127.0  # the scale is 1, and the others leave nearly half a step
     x, restored = fine_inputs(kernels, values)
     out = matmul(kernels, pack(kernel_library, [("Q8_0", source)], 32), x)
     np.testing.assert_allclose(out, restored @ weights.T, rtol=1e-6)

@@ -10,6 +10,9 @@
 #ifdef NL_WIDE
 #include "tile_wide.h"
 #endif
+#ifdef NL_WORDS
+#include "tile_words.h"
+#endif
 
 namespace nl {
 namespace NL_VARIANT {
@@ -66,6 +69,15 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
     }
 }
 
+// The sums over either part of the activations as one, in units of quants.
+NL_INLINE F8 joined(I8 sum, I8 fine_sum) {
+#ifdef NL_WORDS  // as words add them up
+    return to_float(sum * int32_t(kFineSteps) + fine_sum) * all(1 / kFineSteps);
+#else
+    return fma(to_float(fine_sum), all(1 / kFineSteps), to_float(sum));
+#endif
+}
+
 // ---- tiles ------------------------------------------------------------------------------------------------
 
 // `fine`: both parts of the activations count.
@@ -98,8 +110,11 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const
             S::read(group[g], d, min);
             if constexpr (Q::is_signed && kSignedBias != 0) min = d * all(-kSignedBias);
             for (int m = 0; m < M; ++m) {
-                F8 dot = to_float(sum[g][m]);
-                if constexpr (fine) dot = fma(to_float(rest_sum[g][m]), all(1 / kFineSteps), dot);
+                F8 dot;
+                if constexpr (fine)
+                    dot = joined(sum[g][m], rest_sum[g][m]);
+                else
+                    dot = to_float(sum[g][m]);
                 acc[g][m] = fma(d * all(scales[m][0]), dot, acc[g][m]);
                 if constexpr (S::halves) {
                     const F8 first = to_float(ints_from_signed_bytes(group[g].scales));
@@ -281,9 +296,44 @@ void run_job(const Job& job, int64_t rows) {
     }
 }
 
+#ifdef NL_WORDS
+constexpr int64_t kPanelWords = 64 * 1024;
+
+template <class Q, class S, int M>
+__attribute__((noinline)) void run_words_tile(const Job& job, int64_t group, int64_t row,
+                                              const int16_t* words) {
+    F8 acc[M];
+    words_tile<Q, S, M>(job.data + group * job.planes.group, job.planes, job.later<1>(group),
+                        job.cols / kBlock, Rows(*job.x, row), words, acc);
+    for (int m = 0; m < M; ++m) job.out.put(group, row + m, acc[m]);
+}
+
+// Several rows with both parts of their activations; four fit a panel.
+template <class Q, class S>
+void run_words(const Job& job, int64_t rows) {
+    alignas(64) int16_t words[kPanelWords];
+    const int64_t cols = job.cols, panel = kPanelWords / cols / 4 * 4;
+    for (int64_t first = 0; first < rows; first += panel) {
+        const int64_t last = first + panel < rows ? first + panel : rows;
+        join_parts(Rows(*job.x, first), (last - first) * cols, words);
+        for (int64_t group = job.begin; group < job.end; ++group) {
+            int64_t row = first;
+            for (; row + 4 <= last; row += 4)
+                run_words_tile<Q, S, 4>(job, group, row, words + (row - first) * cols);
+            for (; row < last; ++row) run_words_tile<Q, S, 1>(job, group, row, words + (row - first) * cols);
+        }
+    }
+}
+#endif
+
 // With both parts of the activations where they are there: somebody who shares them may not want them.
 template <class Q, class S>
 void run_fine_or_not(const Job& job, int64_t rows) {
+#ifdef NL_WORDS
+    // Weights of four bits are multiplied faster in bytes: their products leave room to be summed in int16.
+    if constexpr (Q::max_weight > 15)
+        if (job.x->fine && rows > 1 && 4 * job.cols <= kPanelWords) return run_words<Q, S>(job, rows);
+#endif
     if (job.x->fine) return run_job<QuantTiles<Q, S, true>>(job, rows);
     run_job<QuantTiles<Q, S>>(job, rows);
 }

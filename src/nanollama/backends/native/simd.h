@@ -16,6 +16,7 @@
 //   I8 dot_signed(sum, w, a)           sum + products of signed weights; + kSignedBias * sum of activations
 //
 // A variant that defines NL_WIDE has vectors of sixteen lanes as well (F16, I16, B64), for tile_wide.h.
+// One that defines NL_WORDS multiplies 16-bit numbers (Words, WordSums), for tile_words.h.
 #pragma once
 #include <stdint.h>
 #include <string.h>
