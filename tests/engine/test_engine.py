@@ -124,7 +124,9 @@ def test_a_first_token_and_an_end_wake_their_reader_and_before_a_prompts_step_al
         loop, calls = asyncio.get_running_loop(), []
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda work, *args: calls.append((work, args)))
         engine.backend.gate = threading.Event()
-        before = engine.submit(request((9, 9, 9), 1))  # the others wait for its step, to begin together
+        before = engine.submit(request((9, 9, 9), 1))
+        while before.started is None:  # the others wait for its step, to begin together
+            await asyncio.sleep(0.001)
         one, other = engine.submit(request((1, 2, 3), 20)), engine.submit(request((4,) * 150, 1))
         for generation in (one, other):
             generation.listen(lambda: None)
