@@ -126,10 +126,7 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const
                 }
             }
             fetch<M == 1>(later + (b * G + g) * bytes, bytes);
-            group[g].quants += Q::quants;
-            group[g].high += Q::high;
-            group[g].scales += S::bytes;
-            if constexpr (S::super_bytes != 0) group[g].super += b % 8 == 7 ? S::super_bytes : 0;
+            advance<Q, S>(group[g], b);
         }
         for (int m = 0; m < M; ++m) {
             a[m] += kBlock, scales[m] += 4;

@@ -22,6 +22,15 @@ struct Group {
     NL_MEMBER Ints scale_bytes(int vector) const { return ints_from_bytes(scales + 8 * vector); }
 };
 
+// From block b to the next.
+template <class Q, class S, class From>
+NL_INLINE void advance(From& from, int64_t b) {
+    from.quants += Q::quants;
+    from.high += Q::high;
+    from.scales += S::bytes;
+    if constexpr (S::super_bytes != 0) from.super += b % 8 == 7 ? S::super_bytes : 0;
+}
+
 // ---- fetching ahead ---------------------------------------------------------------------------------------
 
 // Weights come from memory once, in order. While a tile works, what lies at least this far ahead is fetched

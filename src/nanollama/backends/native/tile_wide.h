@@ -80,10 +80,7 @@ NL_INLINE void wide_tile(Pair pair, const uint8_t* ahead, int64_t blocks, Rows r
             }
         }
         ahead += 2 * bytes;
-        pair.quants += Q::quants;
-        pair.high += Q::high;
-        pair.scales += S::bytes;
-        if constexpr (S::super_bytes != 0) pair.super += b % 8 == 7 ? S::super_bytes : 0;
+        advance<Q, S>(pair, b);
         rows.quants += kBlock, rows.meta += 4;
         if constexpr (fine) rows.fine += kBlock, ++rows.fine_sums;
     }

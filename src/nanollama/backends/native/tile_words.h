@@ -47,10 +47,7 @@ NL_INLINE void words_tile(const uint8_t* base, const Planes& planes, const uint8
             if constexpr (S::has_min) acc[m] = fma(min, all(scale[4 * at + 1] + fine_sum[at]), acc[m]);
         }
         fetch<false>(later + b * bytes, bytes);
-        group.quants += Q::quants;
-        group.high += Q::high;
-        group.scales += S::bytes;
-        if constexpr (S::super_bytes != 0) group.super += b % 8 == 7 ? S::super_bytes : 0;
+        advance<Q, S>(group, b);
     }
 }
 
