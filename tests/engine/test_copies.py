@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanollama.backends.native.backend import BLOCK_TOKENS, NativeBackend
+from nanollama.backends.native.backend import NativeBackend
+from nanollama.backends.native.kv_cache import BLOCK_TOKENS
 from nanollama.backends.native.library import Library
 from nanollama.backends.native.locate import find_library
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput

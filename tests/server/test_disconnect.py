@@ -11,7 +11,7 @@ import pytest
 from nanollama.server.gate import SlowClientError
 from nanollama.server.responses import NDJSON, StreamedReply
 from nanollama.server.settings import Limits
-from server.worlds import LiveServer, World, run
+from server.worlds import LiveServer, World, run, soon
 
 
 def request_bytes(words, stream, path="/v1/chat/completions", **fields):
@@ -116,11 +116,7 @@ def test_five_hundred_clients_that_go_at_random_moments_leave_nothing_behind():
                 }
                 return {name: count for name, count in kept.items() if count > 0}
 
-            for _ in range(500):
-                if not left_behind():
-                    break
-                await asyncio.sleep(0.01)
-            assert left_behind() == {}
+            assert await soon(lambda: not left_behind()), left_behind()
             assert live.llm.engine.peak > 1
 
     run(main())

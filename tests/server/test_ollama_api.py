@@ -17,7 +17,7 @@ from nanollama.server.ollama.options import (
 from nanollama.server.problems import OLLAMA_BUSY, Problem
 from nanollama.server.settings import ServerSettings
 from nanollama.store.parameters import DEPRECATED, PARAMETERS
-from server.worlds import World, run
+from server.worlds import World, run, soon
 
 
 def post(path, body, world=None, **headers):
@@ -204,11 +204,7 @@ def test_an_unloaded_model_finishes_its_answers():
             assert not world.llm.closed
             reply = await task
             assert len(reply.json()["message"]["content"]) == 20
-            for _ in range(500):
-                if world.llm.closed:
-                    break
-                await asyncio.sleep(0.01)
-            assert world.llm.closed
+            assert await soon(lambda: world.llm.closed)
 
     run(main())
 

@@ -81,11 +81,7 @@ class World:
 
     async def settled(self):
         """Wait until everything was given back; fail if something is kept."""
-        for _ in range(500):
-            if self.quiet:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{self.services.admission.held} tickets are still held")
+        assert await soon(lambda: self.quiet), f"{self.services.admission.held} tickets are still held"
 
 
 class LiveServer(World):
@@ -127,6 +123,15 @@ class LiveServer(World):
         return openai.OpenAI(
             **{"base_url": f"{self.url}/v1", "api_key": "any", "max_retries": 0, "timeout": 20} | options
         )
+
+
+async def soon(condition):
+    """Whether ``condition`` comes true, if not yet then within some seconds."""
+    for _ in range(500):
+        if condition():
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 def run(coroutine):

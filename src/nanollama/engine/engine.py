@@ -279,9 +279,7 @@ class Engine:
                 del self._generations[s.id]
             waiting += generation.leave(event)
             is_urgent = is_urgent or first or finish is not None
-        self._waker.keep(waiting)
-        if is_urgent:
-            self._waker.wake_all()
+        self._waker.keep(waiting, is_urgent=is_urgent)
 
     def _finish_reason(self, s: Sequence, token_id: int) -> FinishReason | None:
         if token_id in s.request.stop_ids and s.n_generated > s.request.min_tokens:

@@ -47,9 +47,8 @@ class Waker:
     """Wakes readers in time for their eyes, not for every token.
 
     A model of 100 MB decodes a token in 4 ms, and to wake an event loop on the processors that decode takes
-    0.2 ms of them. So readers with news are kept until ``INTERVAL_S`` after the last were woken; whoever is
-    owed more than that, a first token or an end, is not made to wait, nor is anybody for more than that and
-    one step. One thread uses it.
+    0.2 ms of them. So readers with news are kept until ``INTERVAL_S`` after the last were woken, unless there
+    is what nobody should wait for. One thread uses it.
     """
 
     INTERVAL_S = 0.01
@@ -59,10 +58,10 @@ class Waker:
         self._kept: dict[Reader, None] = {}
         self._woken_at = 0.0
 
-    def keep(self, readers: Iterable[Reader]) -> None:
-        """Readers who have news; those who were kept long enough are woken."""
+    def keep(self, readers: Iterable[Reader], *, is_urgent: bool = False) -> None:
+        """Readers who have news; all are woken where it is urgent, or when the interval is over."""
         self._kept.update(dict.fromkeys(readers))
-        if self._kept and time.perf_counter() - self._woken_at >= self.INTERVAL_S:
+        if is_urgent or time.perf_counter() - self._woken_at >= self.INTERVAL_S:
             self.wake_all()
 
     def wake_all(self) -> None:

@@ -36,9 +36,9 @@ class PagedCache:
         a = spec.attention
         self.head_dim = -(-a.head_dim // LANES) * LANES
         width = 4 if is_float32 else 2
-        self.token_bytes = 2 * spec.num_layers * a.num_kv_heads * self.head_dim * width
-        """Bytes that a token takes: its keys and values in all layers."""
         size = BLOCK_TOKENS * a.num_kv_heads * self.head_dim  # numbers in the keys of one block and layer
+        block_stride = 2 * size * spec.num_layers
+        self._block_bytes = width * block_stride
         self._start = arena.take(num_blocks * self._block_bytes)
         self.layers = [
             Cache(
@@ -48,17 +48,18 @@ class PagedCache:
                 block_size=BLOCK_TOKENS,
                 kv_heads=a.num_kv_heads,
                 head_dim=self.head_dim,
-                block_stride=2 * size * spec.num_layers,
+                block_stride=block_stride,
             )
             for i in range(spec.num_layers)
         ]
 
     @property
-    def _block_bytes(self) -> int:
-        return BLOCK_TOKENS * self.token_bytes
+    def token_bytes(self) -> int:
+        """Bytes that a token takes: its keys and values in all layers."""
+        return self._block_bytes // BLOCK_TOKENS
 
     def copy_blocks(self, copies: Iterable[tuple[int, int]]) -> None:
         """Copy whole blocks, source and destination, in all layers."""
-        n_bytes = self._block_bytes
+        start, n_bytes = self._start, self._block_bytes
         for source, destination in copies:
-            ctypes.memmove(self._start + destination * n_bytes, self._start + source * n_bytes, n_bytes)
+            ctypes.memmove(start + destination * n_bytes, start + source * n_bytes, n_bytes)

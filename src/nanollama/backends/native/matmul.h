@@ -69,14 +69,12 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
     }
 }
 
+#ifndef NL_WORDS
 // The sums over either part of the activations as one, in units of quants.
 NL_INLINE F8 joined(I8 sum, I8 fine_sum) {
-#ifdef NL_WORDS  // as words add them up
-    return to_float(sum * int32_t(kFineSteps) + fine_sum) * all(1 / kFineSteps);
-#else
     return fma(to_float(fine_sum), all(1 / kFineSteps), to_float(sum));
-#endif
 }
+#endif
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 

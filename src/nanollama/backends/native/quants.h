@@ -49,12 +49,7 @@ NL_INLINE int64_t fetch_distance(const Planes& planes) {
 // would not stay there.
 template <bool once>
 NL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) {
-        if constexpr (once)
-            __builtin_prefetch(p + line, 0, 0);
-        else
-            __builtin_prefetch(p + line, 0, 2);
-    }
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, once ? 0 : 2);
 }
 
 // Bytes of a group for each of its blocks, over all planes.

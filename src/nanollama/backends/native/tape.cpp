@@ -142,10 +142,11 @@ class Replay final : public Job {
         const int64_t units = units_of(ops_[at_]), size = end - begin, others = (threads_ - 1) * size;
         if (end + others < units) return address_of(*ops_[at_].matrix, end + others);
         for (int64_t i = at_ + 1; i < count_; ++i) {
-            if (ops_[i].kind != NL_OP_MATMUL) continue;
-            const int64_t left = divided_up(units - end, size), chunk = chunk_of(ops_[i], groups_of(ops_[i]));
-            const int64_t unit = (threads_ - 1 - left) * chunk;
-            return address_of(*ops_[i].matrix, unit < groups_of(ops_[i]) ? unit : 0);
+            const NlOp& then = ops_[i];
+            if (then.kind != NL_OP_MATMUL) continue;
+            const int64_t left = divided_up(units - end, size), groups = groups_of(then);
+            const int64_t unit = (threads_ - 1 - left) * chunk_of(then, groups);
+            return address_of(*then.matrix, unit < groups ? unit : 0);
         }
         return nullptr;
     }

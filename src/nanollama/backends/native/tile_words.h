@@ -16,6 +16,10 @@ NL_INLINE void join_parts(const Rows& rows, int64_t count, int16_t* words) {
         store_words(words + i, rows.quants + i, rows.fine + i, int16_t(kFineSteps));
 }
 
+// Sums over words in units of quants; and so the sums over either part in bytes.
+NL_INLINE F8 in_quants(I8 sum) { return to_float(sum) * all(1 / kFineSteps); }
+NL_INLINE F8 joined(I8 sum, I8 fine_sum) { return in_quants(sum * int32_t(kFineSteps) + fine_sum); }
+
 // One group by M rows, which begin at `words` and have `blocks` blocks each.
 template <class Q, class S, int M>
 NL_INLINE void words_tile(const uint8_t* base, const Planes& planes, const uint8_t* later, int64_t blocks,
@@ -42,8 +46,7 @@ NL_INLINE void words_tile(const uint8_t* base, const Planes& planes, const uint8
         S::read(group, d, min);
         for (int m = 0; m < M; ++m) {
             const int64_t at = m * blocks + b;
-            const F8 dot = to_float(rows_of(sums[m])) * all(1 / kFineSteps);
-            acc[m] = fma(d * all(scale[4 * at]), dot, acc[m]);
+            acc[m] = fma(d * all(scale[4 * at]), in_quants(rows_of(sums[m])), acc[m]);
             if constexpr (S::has_min) acc[m] = fma(min, all(scale[4 * at + 1] + fine_sum[at]), acc[m]);
         }
         fetch<false>(later + b * bytes, bytes);
