@@ -46,6 +46,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
         "backends/torch_batch.py",
         "backends/torch_bounds.py",
         "backends/torch_cache.py",
+        "backends/torch_choice.py",
         "backends/torch_compile.py",
         "backends/torch_decode.py",
         "backends/torch_experts.py",

@@ -152,7 +152,7 @@ def _decode(backend: Backend, n_tokens: int, context: int, batch: int) -> float:
         blocks = n_cached // backend.block_tokens + 1
         sequences = tuple(SequenceInput(1, n_cached, tuple(range(i * each, i * each + blocks))) for i in rows)
         ids = tuple((done * 7919 + i) % backend.spec.vocab_size for i in rows)
-        backend.greedy(ModelInput(ids, sequences, rows))
+        backend.best(ModelInput(ids, sequences, rows))
 
     def run() -> None:
         for done in range(n_tokens):

@@ -52,9 +52,11 @@ class Watched:
         self._watch(batch)
         return self.backend.step(batch)
 
-    def greedy(self, batch: ModelInput) -> tuple[np.ndarray, np.ndarray]:
+    def best(
+        self, batch: ModelInput, k: int = 1, edits: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         self._watch(batch)
-        return self.backend.greedy(batch)
+        return self.backend.best(batch, k, edits)
 
     def _watch(self, batch: ModelInput) -> None:
         self.steps.append(batch)

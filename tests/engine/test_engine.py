@@ -31,9 +31,11 @@ class WatchedBackend(TorchBackend):
         self._watch(batch)
         return super().step(batch)
 
-    def greedy(self, batch: ModelInput) -> tuple[np.ndarray, np.ndarray]:
+    def best(
+        self, batch: ModelInput, k: int = 1, edits: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         self._watch(batch)
-        return super().greedy(batch)
+        return super().best(batch, k, edits)
 
     def _watch(self, batch: ModelInput) -> None:
         if self.gate is not None:
@@ -161,15 +163,22 @@ def test_salts_share_nothing(engine: Engine) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 @pytest.mark.parametrize("cache_tokens", [2048, 320])
 def test_no_answer_depends_on_the_crowd(kind: str, cache_tokens: int) -> None:
-    """Requests of many lengths, greedy and seeded; in the small cache some are preempted and go on."""
+    """Requests of many lengths, greedy and seeded; in the small cache some are preempted and go on.
+
+    Some want all logits, others the best: alone these are chosen where the logits are, in the crowd not.
+    """
     random = np.random.default_rng(3)
     requests = [
         request(
             tuple(int(i) for i in random.integers(0, 61, random.integers(1, 60))),
             int(random.integers(1, 110)),
             sampling=SamplingParams(
-                temperature=float(random.choice([0.0, 1.2])), seed=int(i), repeat_penalty=1.2
+                temperature=float(random.choice([0.0, 1.2])),
+                top_k=[None, 5, 61, 300][i % 4],
+                seed=i,
+                repeat_penalty=1.2,
             ),
+            min_tokens=20 * (i % 3),
         )
         for i in range(14)
     ]
@@ -215,13 +224,15 @@ def test_an_error_in_a_step_ends_its_requests_and_no_others(engine: Engine) -> N
     assert engine.stats().blocks_used == 0
 
 
-def test_an_error_in_a_request_ends_that_request_alone(engine: Engine) -> None:
-    class Broken(dict):  # type: ignore[type-arg]
-        def items(self) -> object:
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_an_error_in_a_request_ends_that_request_alone(engine: Engine, top_k: int | None) -> None:
+    class Broken:
+        def __float__(self) -> float:
             raise BackendError("this request can't be sampled")
 
     engine.backend.gate = threading.Event()
-    bad = engine.submit(request((1, 2, 3), sampling=SamplingParams(logit_bias=Broken({1: 1.0}))))
+    sampling = SamplingParams(temperature=Broken(), top_k=top_k)  # type: ignore[arg-type]
+    bad = engine.submit(request((1, 2, 3), sampling=sampling))
     good = engine.submit(request((1, 2, 4)))
     engine.backend.gate.set()
     with pytest.raises(BackendError, match="can't be sampled"):
@@ -257,10 +268,15 @@ def test_a_full_queue_refuses_at_once() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1.0)])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=3)]
+)
 def test_logits_that_are_not_numbers_are_an_error(engine: Engine, sampling: SamplingParams) -> None:
     engine.backend.step = lambda batch: np.full((1, 61), np.nan, dtype=np.float32)
-    engine.backend.greedy = lambda batch: (np.zeros(1, np.int64), np.full(1, np.nan, np.float32))
+    engine.backend.best = lambda batch, k, edits: (
+        np.zeros((1, k), np.int64),
+        np.full((1, k), np.nan, np.float32),
+    )
     with pytest.raises(BackendError, match="not a number"):
         tokens(engine.submit(request((1, 2))))
 

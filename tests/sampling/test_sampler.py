@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nanollama.errors import UsageError
+from nanollama.sampling.edits import Edits, edited
 from nanollama.sampling.params import DEFAULTS, SETTINGS, model_settings, sampling_params
-from nanollama.sampling.processors import apply_bias, apply_penalties, min_p_count, top_k, top_p_count
+from nanollama.sampling.processors import min_p_count, top_k, top_p_count
 from nanollama.sampling.random import philox, uniform
-from nanollama.sampling.sampler import sample
+from nanollama.sampling.sampler import choose, n_candidates, sample
 from nanollama.types import SamplingParams
 
 VOCAB = 32
@@ -79,6 +80,29 @@ def test_sampling_equals_its_slow_twin(logits_seed: int, context: list[int], see
     assert sample(logits, params, context, seed) == slow_sample(logits, params, context, seed)
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    logits_seed=st.integers(0, 10_000),
+    context=st.lists(st.integers(0, VOCAB - 1), max_size=20),
+    forbidden=st.lists(st.integers(0, VOCAB - 1), max_size=3),
+    seed=st.integers(0, 2**64 - 1),
+    more=st.integers(0, 9),
+    values=st.fixed_dictionaries(optional),
+)
+def test_a_choice_among_the_highest_is_the_choice_among_all(
+    logits_seed: int, context: list[int], forbidden: list[int], seed: int, more: int, values: dict
+) -> None:
+    logits = np.random.default_rng(logits_seed).normal(0, 3, VOCAB).astype(np.float32)
+    params = SamplingParams(**values)
+    expected = sample(logits, params, context, seed, forbidden=forbidden)
+    edits = Edits()
+    edits.add_row(params, context, forbidden)
+    (logits,) = edited(logits[None], edits)
+    k = n_candidates(params)
+    ids = np.argsort(-logits, kind="stable")[: None if k is None else k + more]
+    assert choose(ids, logits[ids], params, len(context), seed) == expected
+
+
 def test_sampled_frequencies_follow_the_probabilities() -> None:
     """Chi-squared over 20,000 draws with 7 degrees of freedom; false alarm probability about 1e-6."""
     logits = np.log(np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02], dtype=np.float32))
@@ -136,16 +160,6 @@ def test_top_p_keeps_the_token_that_crosses_the_line(p: float, kept: int) -> Non
 def test_min_p_is_relative_to_the_best(p: float, kept: int) -> None:
     logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))
     assert min_p_count(logits, p) == kept
-
-
-def test_penalties_follow_their_definitions() -> None:
-    logits = np.array([2.0, -2.0, 1.0], dtype=np.float32)
-    out = apply_penalties(logits, [0, 0, 1], repeat=2.0, frequency=0.5, presence=0.25)
-    assert out.tolist() == [2.0 / 2 - 2 * 0.5 - 0.25, -2.0 * 2 - 0.5 - 0.25, 1.0]
-
-
-def test_bias_is_added() -> None:
-    assert apply_bias(np.zeros(3, dtype=np.float32), {1: 2.5}).tolist() == [0.0, 2.5, 0.0]
 
 
 @pytest.mark.parametrize(

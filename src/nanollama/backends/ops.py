@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nanollama.sampling.edits import Edits
 
 Tensor = TypeVar("Tensor")
 Weight = TypeVar("Weight", contravariant=True)
@@ -68,9 +69,15 @@ class Backend(Protocol):
         """Run one step, filling the cache; the logits ``[logit rows, vocab]``, valid until the next step."""
         ...
 
-    def greedy(self, batch: ModelInput) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
-        """Run one step as :meth:`step` does; of each logit row the likeliest token and its logit, NaN where
-        the row has one."""
+    def best(
+        self, batch: ModelInput, k: int = 1, edits: "Edits | None" = None
+    ) -> "tuple[NDArray[np.integer], NDArray[np.float32]]":
+        """Run one step as :meth:`step` does; of each logit row the ids of the ``k`` highest logits and the
+        logits ``[logit rows, k]``, highest first, equal ones by id. Both are valid until the next step.
+
+        ``edits`` are made before, in all rows. Where a row has a NaN, its first logit is NaN. ``k`` is at
+        most the size of the vocabulary. The logits need not leave the device.
+        """
         ...
 
     def close(self) -> None:

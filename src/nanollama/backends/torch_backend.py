@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from nanollama.backends.ops import ModelInput
 from nanollama.backends.torch_cache import TorchCache
+from nanollama.backends.torch_choice import edited, highest
 from nanollama.backends.torch_model import TorchModel
 from nanollama.backends.torch_weights import TorchPacker
 from nanollama.errors import BackendError
 from nanollama.model.checkpoint import PackedTensor
 from nanollama.model.spec import ModelSpec
 from nanollama.model.weights import load_weights
+from nanollama.sampling.edits import Edits
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_TOKENS = 32
@@ -98,12 +100,17 @@ class TorchBackend:
         with torch.no_grad():
             return self._run(batch).float().cpu().numpy()
 
-    def greedy(self, batch: ModelInput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Run one step; the likeliest token of each logit row, and its logit."""
+    def best(
+        self, batch: ModelInput, k: int = 1, edits: Edits | None = None
+    ) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """Run one step; of each logit row the ids of the ``k`` highest logits, and the logits."""
         with torch.no_grad():
-            best = self._run(batch).float().max(dim=-1)
+            logits = self._run(batch).float()
+            if edits:
+                logits = edited(logits, edits)
+            ids, values = highest(logits, k)
             # One copy, and so one wait, for both: a float64 holds every token id exactly.
-            both = torch.stack([best.indices.double(), best.values.double()]).cpu().numpy()
+            both = torch.stack([ids.double(), values.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1].astype(np.float32)
 
     def _run(self, batch: ModelInput) -> torch.Tensor:

@@ -15,9 +15,13 @@ from nanollama.backends.ops import Backend, ModelInput, SequenceInput
 from nanollama.engine.scheduler import ScheduledSequence, StepPlan
 from nanollama.engine.sequence import Sequence
 from nanollama.errors import BackendError, NanollamaError
-from nanollama.sampling.processors import Logits, apply_bias
-from nanollama.sampling.sampler import sample, takes_likeliest
+from nanollama.sampling.edits import Edits
+from nanollama.sampling.processors import Logits
+from nanollama.sampling.sampler import choose, n_candidates, sample
 from nanollama.types import Logprob
+
+MAX_CANDIDATES = 256
+"""A request that wants more of the highest logits gets all of them: sorting few is what makes it fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,8 @@ class Runner:
     def run(self, plan: StepPlan) -> Mapping[int, Sampled]:
         """Run one step; the samples by sequence id."""
         batch, rows = _model_input(plan)
-        if all(map(_is_greedy, plan.scheduled)):
-            return self._likeliest(plan, batch)
+        if (k := _candidates(plan, self.backend.spec.vocab_size)) is not None:
+            return self._chosen([s.sequence for s in plan.scheduled if s.wants_logits], batch, k)
         logits = self.backend.step(batch)
         sampled: dict[int, Sampled] = {}
         for scheduled, (first, last) in zip(plan.scheduled, rows, strict=True):
@@ -51,14 +55,13 @@ class Runner:
                 sampled[sequence.id] = _sampled(sequence, logits[last - 1])
         return sampled
 
-    def _likeliest(self, plan: StepPlan, batch: ModelInput) -> Mapping[int, Sampled]:
-        """The samples where nobody looks at the logits, which then need not leave the device."""
-        wanting = [scheduled.sequence.id for scheduled in plan.scheduled if scheduled.wants_logits]
-        token_ids, logits = self.backend.greedy(batch)
-        return {
-            sequence_id: Sampled(token_id) if isfinite(logit) else Sampled(-1, error=_not_a_number())
-            for sequence_id, token_id, logit in zip(wanting, token_ids.tolist(), logits.tolist(), strict=True)
-        }
+    def _chosen(self, sequences: list[Sequence], batch: ModelInput, k: int) -> Mapping[int, Sampled]:
+        """The samples where nobody looks past the ``k`` highest logits: the rest stay on the device."""
+        edits = Edits()
+        for s in sequences:
+            edits.add_row(s.request.sampling, s.token_ids, _forbidden(s, self.backend.spec.vocab_size))
+        ids, logits = self.backend.best(batch, k, edits)
+        return {s.id: _picked(s, ids[row], logits[row]) for row, s in enumerate(sequences)}
 
     def take_prompt_logprobs(self, sequence: Sequence) -> tuple[Logprob, ...]:
         """The log-probabilities of the prompt's tokens but the first; known once the prompt has run."""
@@ -107,11 +110,22 @@ def _model_input(plan: StepPlan) -> tuple[ModelInput, list[tuple[int, int]]]:
     return ModelInput(tuple(token_ids), tuple(sequences), tuple(logit_rows), plan.copies), ranges
 
 
-def _is_greedy(scheduled: ScheduledSequence) -> bool:
-    """Whether a sequence's next token is the likeliest one, and nothing else is asked of its logits."""
-    request = scheduled.sequence.request
-    looks = (request.logprobs, request.prompt_logprobs) != (None, None) or request.min_tokens
-    return not looks and takes_likeliest(request.sampling)
+def _candidates(plan: StepPlan, vocab_size: int) -> int | None:
+    """How many of a row's highest logits are enough for every sequence; ``None`` if one wants them all."""
+    requests = [scheduled.sequence.request for scheduled in plan.scheduled]
+    if any((request.logprobs, request.prompt_logprobs) != (None, None) for request in requests):
+        return None
+    wanted = [n_candidates(request.sampling) for request in requests]
+    most = max((n for n in wanted if n is not None), default=1)
+    return None if None in wanted or most > MAX_CANDIDATES else min(most, vocab_size)
+
+
+def _forbidden(sequence: Sequence, vocab_size: int) -> list[int]:
+    """The tokens that may not come next. A file may name an end that its model does not have."""
+    request = sequence.request
+    if sequence.n_generated >= request.min_tokens:
+        return []
+    return [token_id for token_id in request.stop_ids if token_id < vocab_size]
 
 
 def _not_a_number() -> BackendError:
@@ -124,16 +138,29 @@ def _wanted_rows(scheduled: ScheduledSequence) -> int:
     return int(scheduled.wants_logits)
 
 
+def _picked(sequence: Sequence, ids: NDArray[np.integer], logits: Logits) -> Sampled:
+    """The next token of a sequence, one of its likeliest. An error here ends this sequence alone."""
+    try:
+        if not isfinite(logits[0]):
+            raise _not_a_number()
+        return Sampled(choose(ids, logits, sequence.request.sampling, sequence.n_tokens, sequence.seed))
+    except NanollamaError as error:
+        return Sampled(-1, error=error)
+
+
 def _sampled(sequence: Sequence, logits: Logits) -> Sampled:
-    """The next token of a sequence. An error here ends this sequence alone."""
+    """The next token of a sequence, of all there are. An error here ends this sequence alone."""
     request = sequence.request
     try:
         if not np.isfinite(logits.max()):
             raise _not_a_number()
-        choosable = logits
-        if sequence.n_generated < request.min_tokens and request.stop_ids:
-            choosable = apply_bias(logits, dict.fromkeys(request.stop_ids, float("-inf")))
-        token_id = sample(choosable, request.sampling, sequence.token_ids, sequence.seed)
+        token_id = sample(
+            logits,
+            request.sampling,
+            sequence.token_ids,
+            sequence.seed,
+            forbidden=_forbidden(sequence, len(logits)),
+        )
     except NanollamaError as error:
         return Sampled(-1, error=error)
     logprob = None if request.logprobs is None else logprob_of(logits, token_id, request.logprobs)

@@ -1,11 +1,8 @@
 """The steps between logits and a choice: pure functions from logits to logits.
 
-Penalties work on the whole vocabulary ``[vocab]``. Filters work on candidates sorted by falling logit and
-return how many of them stay. llama.cpp's definitions are followed exactly, so that settings carry over.
+Filters work on candidates sorted by falling logit and return how many of them stay. llama.cpp's definitions
+are followed exactly, so that settings carry over. What changes single logits is in ``edits.py``.
 """
-
-from collections import Counter
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +11,6 @@ Logits = NDArray[np.float32]
 
 GROUP = 64
 """Logits of which :func:`top_k` first takes the maximum."""
-
-
-def apply_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
-    """Add a number to the logits of chosen tokens; ``-inf`` forbids one."""
-    out = logits.copy()
-    for token_id, value in bias.items():
-        out[token_id] += value
-    return out
-
-
-def apply_penalties(
-    logits: Logits, latest: Sequence[int], repeat: float, frequency: float, presence: float
-) -> Logits:
-    """Make tokens among the ``latest`` less likely.
-
-    ``repeat`` divides positive logits and multiplies negative ones (Keskar et al. 2019, CTRL); ``frequency``
-    is subtracted for each occurrence and ``presence`` once (as in OpenAI's API).
-    """
-    counts = Counter(latest)
-    ids = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
-    times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
-    out = logits.copy()
-    picked = out[ids]
-    picked = np.where(picked > 0, picked / np.float32(repeat), picked * np.float32(repeat))
-    out[ids] = picked - times * np.float32(frequency) - np.float32(presence)
-    return out
 
 
 def softmax(logits: Logits) -> NDArray[np.float64]:

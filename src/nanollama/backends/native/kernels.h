@@ -100,6 +100,24 @@ struct NlRouting {
     int64_t active_count;
 };
 
+// What bias and penalties change in each row of logits; sampling/edits.py says how.
+struct NlEdits {
+    const int64_t*
+        begins;  // [rows + 1]: the edits of row r are [begins[r], begins[r + 1]); null: none at all
+    const int32_t* token_ids;  // [edits], each of a row once
+    const float* times;        // [edits]
+    const float* bias;         // [edits]
+    const float* factors;      // [rows, 3]: repeat, frequency, presence
+};
+
+// The highest logits of each row, behind its edits. A row with a NaN has NaN for its first.
+struct NlChoice {
+    NlEdits edits;
+    int64_t k;      // at most the logits of a row
+    int32_t* ids;   // [rows, k]
+    float* logits;  // [rows, k]: descending, equals in the order of ids
+};
+
 enum NlKind {
     NL_U4D,
     NL_U4DM,
@@ -163,6 +181,9 @@ struct NlKernels {
     // out[r] = sum of shares[r, j] * x[places[r, j]], in the order of j. units: rows
     void (*combine)(const NlRouting*, const float* x, int64_t stride, int64_t cols, float* out,
                     int64_t out_stride, int64_t begin, int64_t end);
+
+    // Edits the logits and finds the highest of each row. units: rows
+    void (*choose)(const NlChoice*, float* logits, int64_t stride, int64_t cols, int64_t begin, int64_t end);
 
     // Writes key and value rows [rows, kv_heads * head_dim] to their slots (block * block_size + offset).
     // units: rows

@@ -136,6 +136,24 @@ class Routing(Structure):
     )
 
 
+class LogitEdits(Structure):
+    """``NlEdits``: what to change in rows of logits."""
+
+    _fields_ = (
+        ("begins", c_void_p),
+        ("token_ids", c_void_p),
+        ("times", c_void_p),
+        ("bias", c_void_p),
+        ("factors", c_void_p),
+    )
+
+
+class Choice(Structure):
+    """``NlChoice``: the highest logits of each row, behind its edits."""
+
+    _fields_ = (("edits", LogitEdits), ("k", c_int64), ("ids", c_void_p), ("logits", c_void_p))
+
+
 _RANGE = (c_int64, c_int64)
 _MATMUL = (POINTER(Matrix), POINTER(Activations), c_int64, c_void_p, c_int64, c_void_p, *_RANGE, c_void_p)
 _NORM = (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_float, c_void_p, c_int64)
@@ -159,6 +177,7 @@ class Kernels(Structure):
         ("softcap", ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_float, *_RANGE)),
         ("route", ctypes.CFUNCTYPE(None, POINTER(Routing), c_void_p, c_int64, *_RANGE)),
         ("combine", ctypes.CFUNCTYPE(None, *_COMBINE, *_RANGE)),
+        ("choose", ctypes.CFUNCTYPE(None, POINTER(Choice), c_void_p, c_int64, c_int64, *_RANGE)),
         ("store_kv", ctypes.CFUNCTYPE(None, POINTER(Cache), c_void_p, c_void_p, c_int64, c_void_p, *_RANGE)),
         ("attention", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionItem), *_RANGE, c_int64)),
         ("attention_merge", ctypes.CFUNCTYPE(None, POINTER(Attention), POINTER(AttentionMerge), *_RANGE)),
@@ -173,6 +192,7 @@ class Kernels(Structure):
     softcap: Function
     route: Function
     combine: Function
+    choose: Function
     store_kv: Function
     attention: Function
     attention_merge: Function

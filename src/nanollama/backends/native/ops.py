@@ -268,6 +268,10 @@ class NativeOps:
         self._of(x, OpKind.SOFTCAP, value=cap)
         return x
 
+    def choose(self, logits: Value) -> None:
+        """The highest of each row, in steps that want them."""
+        self._of(logits, OpKind.CHOOSE)
+
     def add(self, x: Value, y: Value) -> Value:
         self._settle(x)
         self._floats(y)

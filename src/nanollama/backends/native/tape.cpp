@@ -98,6 +98,7 @@ class Replay final : public Job {
             case NL_OP_ACTIVATE:
             case NL_OP_SOFTCAP: return rows * divided_up(op.cols, 32);
             case NL_OP_GROUP: return 1;
+            case NL_OP_CHOOSE: return step_->choice ? rows : 0;
             default: return rows;
         }
     }
@@ -193,7 +194,7 @@ void Replay::run(int64_t begin, int64_t end) {
             break;
         case NL_OP_ROPE: {
             const NlRotation& rotation = step.rotations[op.rope];
-            k_->rope(op.x, op.x_stride, op.heads, op.head_dim, op.rope_dim, step.row_numbers, rotation.cos,
+            k_->rope(op.x, op.x_stride, op.heads, op.head_dim, op.rope_dim, step.positions, rotation.cos,
                      rotation.sin, begin, end);
             break;
         }
@@ -221,6 +222,7 @@ void Replay::run(int64_t begin, int64_t end) {
             k_->add(op.x, op.x_stride, op.cols, op.in, op.in_stride, op.quantized, begin, end);
             break;
         case NL_OP_SOFTCAP: k_->softcap(op.x, op.x_stride, op.cols, op.value, begin, end); break;
+        case NL_OP_CHOOSE: k_->choose(step.choice, op.x, op.x_stride, op.cols, begin, end); break;
         default: run_rare(op, begin, end);
     }
 }

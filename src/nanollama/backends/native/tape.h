@@ -30,6 +30,7 @@ enum NlOpKind {
     NL_OP_PLACE,      // out = the rows of x at their places (cols: words of four bytes)
     NL_OP_EXPERTS,    // out = each expert's matrix * quantized (or in) + bias, for its places
     NL_OP_COMBINE,    // out = the sum of each row's shares of x
+    NL_OP_CHOOSE,     // the highest of x, in steps that want them
     NL_OP_KINDS
 };
 
@@ -66,7 +67,7 @@ struct NlAttentionPlan {
     int64_t merge_count;
 };
 
-// Cosines and sines of one rotation for the step's rows: [rows, rope_dim / 2].
+// Cosines and sines of one rotation by position: [positions, rope_dim / 2].
 struct NlRotation {
     const float* cos;
     const float* sin;
@@ -76,11 +77,12 @@ struct NlStep {
     int64_t rows;
     int64_t logit_rows;
     const int32_t* token_ids;    // [rows]
-    const int32_t* row_numbers;  // 0, 1, 2, ...: the rows' places in the rotation tables
+    const int32_t* positions;    // [rows]: each token's place in its sequence, and in the rotation tables
     const int64_t* slots;        // [rows]: where each token goes in the cache
     const int64_t* logit_index;  // [logit_rows]
     const NlAttentionPlan* plans;
     const NlRotation* rotations;
+    const NlChoice* choice;  // for the logit rows, or null
 };
 
 // One matrix to pack: `rows` rows of a GGUF type, `row_bytes` from one to the next, to R8 groups at `out`.

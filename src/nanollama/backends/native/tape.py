@@ -10,6 +10,7 @@ from nanollama.backends.native.library import (
     Attention,
     AttentionItem,
     AttentionMerge,
+    Choice,
     Library,
     Matrix,
     Routing,
@@ -39,6 +40,7 @@ class OpKind(IntEnum):
     PLACE = 16
     EXPERTS = 17
     COMBINE = 18
+    CHOOSE = 19
 
 
 class Op(Structure):
@@ -84,7 +86,7 @@ class AttentionPlan(Structure):
 
 
 class Rotation(Structure):
-    """``NlRotation``: cosines and sines of the step's rows."""
+    """``NlRotation``: cosines and sines by position."""
 
     _fields_ = (("cos", c_void_p), ("sin", c_void_p))
 
@@ -96,11 +98,12 @@ class Step(Structure):
         ("rows", c_int64),
         ("logit_rows", c_int64),
         ("token_ids", c_void_p),
-        ("row_numbers", c_void_p),
+        ("positions", c_void_p),
         ("slots", c_void_p),
         ("logit_index", c_void_p),
         ("plans", POINTER(AttentionPlan)),
         ("rotations", POINTER(Rotation)),
+        ("choice", POINTER(Choice)),
     )
 
 

@@ -1,6 +1,7 @@
 // The kernels of one variant, gathered in its table. Included once, after the variant's primitives.
 #pragma once
 #include "attention.h"
+#include "choice.h"
 #include "elementwise.h"
 #include "experts.h"
 #include "matmul.h"
@@ -23,6 +24,7 @@ const NlKernels kernels = {
     softcap,
     route,
     combine,
+    choose,
     store_kv,
     attention,
     attention_merge,
