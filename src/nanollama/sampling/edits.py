@@ -7,7 +7,7 @@ that settings carry over.
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from math import inf
 
 import numpy as np
@@ -49,14 +49,15 @@ class Edits:
         self, params: SamplingParams, context: Sequence[int], forbidden: Collection[int] = ()
     ) -> None:
         """Add what ``params`` ask for behind ``context``; ``forbidden`` tokens get the logit ``-inf``."""
-        counts = _latest(params, context)
+        ids, times = _latest(params, context)
         if params.logit_bias or forbidden:
             biased = {**params.logit_bias, **dict.fromkeys(forbidden, -inf)}
-            counts = {**dict.fromkeys(biased, 0), **counts}
+            counts = {**dict.fromkeys(biased, 0), **dict(zip(ids, times, strict=True))}
+            ids, times = list(counts), array("f", counts.values())
             self.bias.extend(biased.values())
-        self.token_ids.extend(counts)
-        self.times.extend(counts.values())
-        self.bias.extend([0.0] * (len(self.token_ids) - len(self.bias)))
+        self.token_ids.fromlist(ids)
+        self.times.extend(times)
+        self.bias.frombytes(bytes(4 * (len(self.token_ids) - len(self.bias))))
         self.factors.extend(
             (params.repeat_penalty or 1.0, params.frequency_penalty or 0.0, params.presence_penalty or 0.0)
         )
@@ -67,13 +68,20 @@ class Edits:
         return np.repeat(np.arange(len(self.begins) - 1), np.diff(self.begins))
 
 
-def _latest(params: SamplingParams, context: Sequence[int]) -> Mapping[int, int]:
-    """How often each token occurs in what the penalties look back on; nothing if there are none."""
+def _latest(params: SamplingParams, context: Sequence[int]) -> tuple[list[int], "array[float]"]:
+    """The tokens that the penalties look back on, and how often each occurs; none if there are no penalties.
+
+    Where only ``frequency`` would tell, each counts once: that is less to count.
+    """
     if (params.repeat_penalty, params.frequency_penalty, params.presence_penalty) == NO_PENALTIES:
-        return {}
+        return [], array("f")
     last = params.repeat_last_n
     latest = context if last is None else context[max(0, len(context) - last) :]
-    return Counter(latest) if params.frequency_penalty else dict.fromkeys(latest, 1)
+    if params.frequency_penalty:
+        counts = Counter(latest)
+        return list(counts), array("f", counts.values())
+    ids = list(dict.fromkeys(latest))
+    return ids, array("f", [1.0]) * len(ids)
 
 
 def edited(logits: NDArray[np.float32], edits: Edits) -> NDArray[np.float32]:

@@ -18,18 +18,6 @@ inline void edit(const NlEdits& edits, int64_t row, float* x) {
     }
 }
 
-NL_INLINE bool has_nan(const float* x, int64_t size) {
-    I8 found = all_int(0);
-    int64_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        const F8 v = load(x + i);
-        found |= v != v;
-    }
-    bool in_rest = false;
-    for (; i < size; ++i) in_rest |= x[i] != x[i];
-    return in_rest || any(found);
-}
-
 inline void choose(const NlChoice* choice, float* logits, int64_t stride, int64_t cols, int64_t begin,
                    int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -37,9 +25,10 @@ inline void choose(const NlChoice* choice, float* logits, int64_t stride, int64_
         if (choice->edits.begins) edit(choice->edits, row, x);
         float* values = choice->logits + row * choice->k;
         int32_t* ids = choice->ids + row * choice->k;
-        const int64_t found = top_k(x, cols, choice->k, values, ids);
+        bool has_nan;
+        const int64_t found = top_k(x, cols, choice->k, values, ids, &has_nan);
         for (int64_t i = found; i < choice->k; ++i) values[i] = NAN, ids[i] = 0;
-        if (has_nan(x, cols)) values[0] = NAN;
+        if (has_nan) values[0] = NAN;
     }
 }
 

@@ -26,7 +26,8 @@ inline void route(const NlRouting* routing, const float* scores, int64_t stride,
         const float* x = scores + row * stride;
         int32_t* chosen = routing->chosen + row * k;
         float* shares = routing->shares + row * k;
-        const int64_t found = top_k(x, routing->experts, k, shares, chosen);
+        bool has_nan;
+        const int64_t found = top_k(x, routing->experts, k, shares, chosen, &has_nan);
         for (int64_t i = found; i < k; ++i) chosen[i] = 0, shares[i] = NAN;
         const float maximum = shares[0];
         // The sum over all is NaN where a score is, chosen or not.

@@ -6,14 +6,14 @@ and small calls.
 """
 
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_uint8, cast, pointer
+from ctypes import POINTER, addressof, c_uint8, cast
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.backends.native.kv_cache import BLOCK_TOKENS
-from nanollama.backends.native.library import AttentionItem, AttentionMerge, Choice
+from nanollama.backends.native.library import AttentionItem, AttentionMerge, Choice, LogitEdits
 from nanollama.backends.native.tape import AttentionPlan, Rotation, Step
 from nanollama.backends.ops import ModelInput
 from nanollama.model.spec import RopeSpec
@@ -25,6 +25,8 @@ SPAN = 256
 """Tokens of the cache that one piece of attention work covers; the kernels count spans from token 0."""
 TILE_ROWS = 16
 """Neighbouring rows of one sequence that share a pass over keys and values."""
+
+_NO_EDITS = LogitEdits()
 
 Take = Callable[[int], int]
 """Gives the address of so many bytes, zeroed and aligned."""
@@ -51,6 +53,7 @@ class StepInputs:
         self._plans: list[_Plan] = []
         self._rotations: list[_Angles] = []
         self._choice = Choice()
+        self._choice_address = addressof(self._choice)
         self._best_ids, self._best_logits = np.empty(0, np.int32), np.empty(0, np.float32)
         self._step = Step(
             token_ids=self._token_ids.ctypes.data,
@@ -102,20 +105,18 @@ class StepInputs:
 
         ``edits`` must stay alive until then.
         """
-        if rows * k > len(self._best_ids):
-            self._best_ids = array(self._take, (2 * rows * k,), np.int32)
-            self._best_logits = array(self._take, (2 * rows * k,), np.float32)
-            self._choice.ids = self._best_ids.ctypes.data
-            self._choice.logits = self._best_logits.ctypes.data
-        self._choice.k = k
-        target = self._choice.edits
-        target.begins = None
+        n, choice = rows * k, self._choice
+        if n > len(self._best_ids):
+            self._best_ids = array(self._take, (2 * n,), np.int32)
+            self._best_logits = array(self._take, (2 * n,), np.float32)
+            choice.ids, choice.logits = self._best_ids.ctypes.data, self._best_logits.ctypes.data
+        choice.k = k
+        choice.edits = _NO_EDITS
         if edits:
-            for name in Edits.__slots__:
-                setattr(target, name, getattr(edits, name).buffer_info()[0])
-        self._step.choice = pointer(self._choice)
-        shape = (rows, k)
-        return self._best_ids[: rows * k].reshape(shape), self._best_logits[: rows * k].reshape(shape)
+            arrays = (edits.begins, edits.token_ids, edits.times, edits.bias, edits.factors)
+            choice.edits = LogitEdits(*(each.buffer_info()[0] for each in arrays))
+        self._step.choice = self._choice_address
+        return self._best_ids[:n].reshape(rows, k), self._best_logits[:n].reshape(rows, k)
 
 
 class _Plan:

@@ -77,10 +77,27 @@ NL_INLINE F8 max(F8 a, F8 b) { return a > b ? a : b; }  // b where either is NaN
 NL_INLINE F8 min(F8 a, F8 b) { return a < b ? a : b; }
 NL_INLINE I8 max(I8 a, I8 b) { return a > b ? a : b; }
 
+// Either half of a vector: what goes over its lanes is half done with one operation on both.
+typedef float F4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+template <class Half, class Whole>
+NL_INLINE void split(Whole v, Half& low, Half& high) {
+    memcpy(&low, &v, 16);
+    memcpy(&high, (const char*)&v + 16, 16);
+}
+
 // The order of a horizontal sum is part of a result: pairs of lanes four apart, then two, then one.
-NL_INLINE float sum_lanes(F8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+NL_INLINE float sum_lanes(F8 v) {
+    F4 low, high;
+    split(v, low, high);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
+}
 NL_INLINE int32_t sum_lanes(I8 v) {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+    I4 low, high;
+    split(v, low, high);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
 }
 NL_INLINE float max_lanes(F8 v) {
     float best = v[0];
@@ -88,9 +105,11 @@ NL_INLINE float max_lanes(F8 v) {
     return best;
 }
 NL_INLINE int32_t max_lanes(I8 v) {
-    int32_t best = v[0];
-    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
-    return best;
+    I4 low, high;
+    split(v, low, high);
+    low = low > high ? low : high;
+    const int32_t even = low[0] > low[2] ? low[0] : low[2], odd = low[1] > low[3] ? low[1] : low[3];
+    return even > odd ? even : odd;
 }
 
 }  // namespace NL_VARIANT

@@ -10,7 +10,6 @@ from nanollama.backends.native.library import (
     Attention,
     AttentionItem,
     AttentionMerge,
-    Choice,
     Library,
     Matrix,
     Routing,
@@ -103,7 +102,7 @@ class Step(Structure):
         ("logit_index", c_void_p),
         ("plans", POINTER(AttentionPlan)),
         ("rotations", POINTER(Rotation)),
-        ("choice", POINTER(Choice)),
+        ("choice", c_void_p),
     )
 
 
