@@ -127,7 +127,7 @@ class Replay final : public Job {
 
     // Chunks large enough to be worth a ticket and small enough that nobody waits long for the last one.
     int64_t chunk_of(const NlOp& op, int64_t units) const {
-        if (op.kind == NL_OP_ATTEND) return 1;
+        if (op.kind == NL_OP_ATTEND) return attention_chunk(step_->plans[op.plan], units);
         if (op.kind != NL_OP_MATMUL && op.kind != NL_OP_EXPERTS) return divided_up(units, threads_ * 4);
         // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk
         // runs, nobody else has work. Tiles take groups of 8 rows in twos.
@@ -135,6 +135,12 @@ class Replay final : public Job {
                       most = divided_up(kMostWeights, 8 * op.cols);
         const int64_t even = divided_up(units, threads_ * 16);
         return (std::min(std::max(even, least), most) + 1) & ~int64_t(1);
+    }
+
+    // Decoding fetches the keys of its next unit, and within a chunk that one is certain. The units of a
+    // prompt are long, and the later the longer.
+    int64_t attention_chunk(const NlAttentionPlan& plan, int64_t units) const {
+        return plan.items[plan.item_count - 1].rows == 1 ? divided_up(units, threads_ * 2) : 1;
     }
 
     // The weights that a thread will probably read after the chunk [begin, end) of a matrix: its next chunk
@@ -202,7 +208,7 @@ void Replay::run(int64_t begin, int64_t end) {
             k_->store_kv(&op.attention->cache, op.x, op.in, op.x_stride, step.slots, begin, end);
             break;
         case NL_OP_ATTEND: {
-            const int64_t next = end - 1 + threads_;  // the others take those in between
+            const int64_t next = end + (threads_ - 1) * (end - begin);  // the others take those in between
             k_->attention(op.attention, step.plans[op.plan].items, begin, end,
                           next < units_of(op) ? next : -1);
             break;
