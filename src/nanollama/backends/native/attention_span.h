@@ -5,6 +5,7 @@
 // horizontal sums, no transposes. Within a span the softmax is exact (all scores first); its result is merged
 // into that of the spans before with the usual rescaling.
 #pragma once
+#include "fetch.h"
 #include "kv_cache.h"
 #include "layout.h"
 
@@ -37,8 +38,7 @@ struct Sums {
 
 // P panels side by side: few rows alone would wait for each sum before they can add to it again.
 // sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `later[p]` are
-// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it, and
-// past L2, since what a step reads of the cache it reads once (decoding: 5 % of its attention).
+// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
 template <int M, int P, int kStride, class Number>
 NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
                           const Number* const (&later)[P]) {
@@ -55,7 +55,7 @@ NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const floa
     };
     int64_t i = 0;
     for (; i + kLine <= n; i += kLine) {
-        for (int p = 0; p < P; ++p) __builtin_prefetch(later[p] + i * kLanes, 0, 0);
+        for (int p = 0; p < P; ++p) fetch(later[p] + i * kLanes, 64);
         add(i);
         if constexpr (kLine == 2) add(i + 1);
     }

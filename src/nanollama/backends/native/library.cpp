@@ -2,6 +2,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "fetch.h"
 #include "kernels.h"
 
 namespace nl {
@@ -15,6 +16,12 @@ extern const NlKernels kernels;
 namespace avx512 {
 extern const NlKernels kernels;
 }
+#endif
+
+#if defined(__x86_64__)
+const bool kPastL2 = (__builtin_cpu_init(), __builtin_cpu_is("amd") != 0);
+#else
+const bool kPastL2 = false;
 #endif
 
 namespace {
@@ -91,8 +98,8 @@ uint64_t nl_read(const uint8_t* data, int64_t bytes) {
     for (; i + 256 <= bytes; i += 256) {
         Words v[4];
         memcpy(v, data + i, 256);
+        nl::fetch(data + i + ahead, 256);
         for (int j = 0; j < 4; ++j) {
-            __builtin_prefetch(data + i + ahead + 64 * j, 0, 0);
             sums[j] += v[j];
         }
     }

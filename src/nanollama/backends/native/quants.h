@@ -3,6 +3,7 @@
 // The readers are templates over where the weights come from, which also says how long the vectors are: a
 // Group has the layout's eight rows; a variant with vectors twice that long reads a Pair (tile_wide.h).
 #pragma once
+#include "fetch.h"
 #include "layout.h"
 
 namespace nl {
@@ -43,13 +44,6 @@ template <int G>
 NL_INLINE int64_t fetch_distance(const Planes& planes) {
     const int64_t bytes = G * planes.group;
     return (kFetchAhead + bytes - 1) / bytes * G;
-}
-
-// `once`: into L1 past L2, since nobody will read it again; a tenth faster. What more than one tile reads
-// would not stay there.
-template <bool once>
-NL_INLINE void fetch(const uint8_t* p, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, once ? 0 : 2);
 }
 
 // Bytes of a group for each of its blocks, over all planes.
