@@ -109,9 +109,9 @@ class TorchBackend:
             if edits:
                 logits = edited(logits, edits)
             ids, values = highest(logits, k)
-            # One copy, and so one wait, for both: a float64 holds every token id exactly.
-            both = torch.stack([ids.double(), values.double()]).cpu().numpy()
-        return both[0].astype(np.int64), both[1].astype(np.float32)
+            # One copy, and so one wait, for both.
+            both = torch.stack([ids.int(), values.view(torch.int32)]).cpu().numpy()
+        return both[0], both[1].view(np.float32)
 
     def _run(self, batch: ModelInput) -> torch.Tensor:
         # Copies stay outside of what is compiled or captured: their number changes from step to step.

@@ -8,13 +8,14 @@ from nanollama.sampling.edits import Edits
 
 def edited(logits: torch.Tensor, edits: Edits) -> torch.Tensor:
     """A copy of ``logits`` ``[rows, vocab]`` in float32 with ``edits`` made."""
-    # One copy to the device for all of them: whole numbers of float64 are exact.
-    fields = np.stack([edits.rows(), edits.token_ids, edits.times, edits.bias]).astype(np.float64)
-    packed = torch.from_numpy(np.concatenate([fields.ravel(), edits.factors])).to(logits.device)
-    n = len(edits)
-    row, token_id = packed[: 2 * n].view(2, n).long()
-    times, bias = packed[2 * n : 4 * n].view(2, n).float()
-    repeat, frequency, presence = packed[4 * n :].view(-1, 3).float()[row].T
+    # One copy to the device for all of them, as words of four bytes: some devices have no float64.
+    arrays = (edits.rows().astype(np.int32), edits.token_ids, edits.times, edits.bias, edits.factors)
+    words = torch.from_numpy(np.concatenate([np.frombuffer(array, np.int32) for array in arrays]))
+    sizes = [len(array) for array in arrays]
+    row, token_id, times, bias, factors = torch.split(words.to(logits.device), sizes)
+    row, token_id = row.long(), token_id.long()
+    times, bias = times.view(torch.float32), bias.view(torch.float32)
+    repeat, frequency, presence = factors.view(torch.float32).view(-1, 3)[row].T
     biased = logits[row, token_id] + bias
     repeated = torch.where(biased > 0, biased / repeat, biased * repeat)
     # Not in place: the logits may be a buffer of a captured step.

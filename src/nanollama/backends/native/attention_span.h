@@ -55,7 +55,7 @@ NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const floa
     };
     int64_t i = 0;
     for (; i + kLine <= n; i += kLine) {
-        for (int p = 0; p < P; ++p) fetch(later[p] + i * kLanes, 64);
+        for (int p = 0; p < P; ++p) fetch_once(later[p] + i * kLanes, 64);
         add(i);
         if constexpr (kLine == 2) add(i + 1);
     }

@@ -9,14 +9,19 @@ namespace nl {
 // many. Known when the library is loaded (library.cpp).
 extern const bool kPastL2;
 
-// Lines at p, which will be read once, or (not `once`) by more than one tile.
-template <bool once = true>
+// The lines at p: to L1 past L2, or to L2.
+template <bool past_l2>
 static inline __attribute__((always_inline)) void fetch(const void* p, int64_t bytes) {
-    const char* at = (const char*)p;
-    if (once && kPastL2)
-        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 0);
+    for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch((const char*)p + line, 0, past_l2 ? 0 : 2);
+}
+
+// The same for lines that will be read once, on any processor.
+static inline __attribute__((always_inline)) void fetch_once(const void* p, int64_t bytes) {
+    if (kPastL2)
+        fetch<true>(p, bytes);
     else
-        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, 2);
+        fetch<false>(p, bytes);
 }
 
 }  // namespace nl

@@ -98,7 +98,7 @@ uint64_t nl_read(const uint8_t* data, int64_t bytes) {
     for (; i + 256 <= bytes; i += 256) {
         Words v[4];
         memcpy(v, data + i, 256);
-        nl::fetch(data + i + ahead, 256);
+        nl::fetch_once(data + i + ahead, 256);
         for (int j = 0; j < 4; ++j) {
             sums[j] += v[j];
         }

@@ -78,8 +78,8 @@ NL_INLINE F8 joined(I8 sum, I8 fine_sum) {
 
 // ---- tiles ------------------------------------------------------------------------------------------------
 
-// `fine`: both parts of the activations count.
-template <class Q, class S, bool fine, int G, int M>
+// `fine`: both parts of the activations count. `past_l2`: where the weights to come are fetched to.
+template <class Q, class S, bool fine, bool past_l2, int G, int M>
 NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const uint8_t* later,
                     int64_t blocks, const Rows& rows, F8 (&acc)[G][M]) {
     Group group[G];
@@ -123,7 +123,7 @@ NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const
                     acc[g][m] = fma(min, all(fine ? scales[m][1] + *rest_sums[m] : scales[m][1]), acc[g][m]);
                 }
             }
-            fetch<M == 1>(later + (b * G + g) * bytes, bytes);
+            fetch<past_l2>(later + (b * G + g) * bytes, bytes);
             advance<Q, S>(group[g], b);
         }
         for (int m = 0; m < M; ++m) {
@@ -142,7 +142,7 @@ NL_INLINE F8 load_weights(const uint8_t* p) {
     return from_bfloat16(p);
 }
 
-template <FloatKind kind, int G, int M>
+template <FloatKind kind, bool past_l2, int G, int M>
 NL_INLINE void float_tile(const uint8_t* const (&base)[G], const uint8_t* later, int64_t cols,
                           const float* values, int64_t stride, F8 (&acc)[G][M]) {
     constexpr int64_t step = kind == kSingle ? 32 : 16;
@@ -151,7 +151,7 @@ NL_INLINE void float_tile(const uint8_t* const (&base)[G], const uint8_t* later,
     for (int64_t k = 0; k < cols; ++k) {
         for (int g = 0; g < G; ++g) {
             const int64_t at = (k * G + g) * step;
-            if (at % 64 == 0) fetch<M == 1>(later + at, 64);
+            if (at % 64 == 0) fetch<past_l2>(later + at, 64);
             const F8 w = load_weights<kind>(base[g] + k * step);
             for (int m = 0; m < M; ++m) acc[g][m] = fma(w, all(values[m * stride + k]), acc[g][m]);
         }
@@ -198,26 +198,29 @@ struct Job {
     }
 };
 
-template <class Q, class S, bool fine = false>
+// `past_l2`: for weights that one tile alone will read. More than one would not find them.
+template <class Q, class S, bool fine = false, bool past_l2 = false>
 struct QuantTiles {
+    typedef QuantTiles<Q, S, fine, true> PastL2;
     static constexpr int decode_groups = kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
                        F8 (&acc)[G][M]) {
-        tile<Q, S, fine, G, M>(base, job.planes, job.later<G>(group), job.cols / kBlock, Rows(*job.x, row),
-                               acc);
+        tile<Q, S, fine, past_l2, G, M>(base, job.planes, job.later<G>(group), job.cols / kBlock,
+                                        Rows(*job.x, row), acc);
     }
 };
 
-template <FloatKind kind>
+template <FloatKind kind, bool past_l2 = false>
 struct FloatTiles {
+    typedef FloatTiles<kind, true> PastL2;
     // A group is one chain of additions: several of them side by side hide their latency.
     static constexpr int decode_groups = 2 * kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
                        F8 (&acc)[G][M]) {
-        float_tile<kind, G, M>(base, job.later<G>(group), job.cols, job.x->values + row * job.x->stride,
-                               job.x->stride, acc);
+        float_tile<kind, past_l2, G, M>(base, job.later<G>(group), job.cols,
+                                        job.x->values + row * job.x->stride, job.x->stride, acc);
     }
 };
 
@@ -282,8 +285,9 @@ void run_job(const Job& job, int64_t rows) {
         const int64_t last = first + panel < rows ? first + panel : rows;
         if (last - first == 1) {
             constexpr int G = Tiles::decode_groups;
-            for (int64_t group = job.begin; group < job.end; group += G)
-                run_tile<Tiles, G, 1>(job, group, first);
+            const auto run =
+                kPastL2 && rows == 1 ? run_tile<typename Tiles::PastL2, G, 1> : run_tile<Tiles, G, 1>;
+            for (int64_t group = job.begin; group < job.end; group += G) run(job, group, first);
             continue;
         }
         for (int64_t group = job.begin; group < job.end; group += kTileGroups)
