@@ -35,8 +35,8 @@ Take = Callable[[int], int]
 class StepInputs:
     """Memory for the inputs of the largest step over ``num_blocks`` blocks. One step at a time.
 
-    Attention is planned once for each of ``windows``, and a table of cosines and sines kept for each of
-    ``ropes``; both grow to as many as the tape names.
+    ``block_tables`` ``[MAX_SEQUENCES, num_blocks]`` is where attention reads the block ids of each sequence;
+    a step has at most ``max_slots`` spans whose results are merged.
     """
 
     def __init__(self, take: Take, num_blocks: int) -> None:

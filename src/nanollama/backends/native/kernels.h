@@ -102,8 +102,7 @@ struct NlRouting {
 
 // What bias and penalties change in each row of logits; sampling/edits.py says how.
 struct NlEdits {
-    const int64_t*
-        begins;  // [rows + 1]: the edits of row r are [begins[r], begins[r + 1]); null: none at all
+    const int64_t* begins;     // [rows + 1]: row r has [begins[r], begins[r + 1]); null: there are none
     const int32_t* token_ids;  // [edits], each of a row once
     const float* times;        // [edits]
     const float* bias;         // [edits]

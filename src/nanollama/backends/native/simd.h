@@ -77,7 +77,7 @@ NL_INLINE F8 max(F8 a, F8 b) { return a > b ? a : b; }  // b where either is NaN
 NL_INLINE F8 min(F8 a, F8 b) { return a < b ? a : b; }
 NL_INLINE I8 max(I8 a, I8 b) { return a > b ? a : b; }
 
-// Either half of a vector: what goes over its lanes is half done with one operation on both.
+// What goes over the lanes of a vector is half done with one operation on its halves.
 typedef float F4 __attribute__((vector_size(16)));
 typedef int32_t I4 __attribute__((vector_size(16)));
 template <class Half, class Whole>
@@ -87,18 +87,15 @@ NL_INLINE void split(Whole v, Half& low, Half& high) {
 }
 
 // The order of a horizontal sum is part of a result: pairs of lanes four apart, then two, then one.
-NL_INLINE float sum_lanes(F8 v) {
-    F4 low, high;
+template <class Half, class Whole>
+NL_INLINE auto sum_of_halves(Whole v) {
+    Half low, high;
     split(v, low, high);
     low += high;
     return (low[0] + low[2]) + (low[1] + low[3]);
 }
-NL_INLINE int32_t sum_lanes(I8 v) {
-    I4 low, high;
-    split(v, low, high);
-    low += high;
-    return (low[0] + low[2]) + (low[1] + low[3]);
-}
+NL_INLINE float sum_lanes(F8 v) { return sum_of_halves<F4>(v); }
+NL_INLINE int32_t sum_lanes(I8 v) { return sum_of_halves<I4>(v); }
 NL_INLINE float max_lanes(F8 v) {
     float best = v[0];
     for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
