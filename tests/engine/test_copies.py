@@ -14,6 +14,7 @@ from nanollama.backends.native.locate import find_library
 from nanollama.backends.ops import Backend, ModelInput, SequenceInput
 from nanollama.backends.torch_backend import TorchBackend
 from nanollama.engine.engine import Engine, EngineConfig
+from nanollama.sampling.edits import Edits
 from nanollama.types import Request, SamplingParams, TokenEvent
 from toys import VOCAB, make_toy
 
@@ -53,7 +54,7 @@ class Watched:
         return self.backend.step(batch)
 
     def best(
-        self, batch: ModelInput, k: int = 1, edits: np.ndarray | None = None
+        self, batch: ModelInput, k: int = 1, edits: Edits | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         self._watch(batch)
         return self.backend.best(batch, k, edits)

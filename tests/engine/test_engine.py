@@ -15,6 +15,7 @@ from nanollama.backends.torch_backend import TorchBackend
 from nanollama.engine.engine import Engine, EngineConfig
 from nanollama.engine.generation import Generation, Waker
 from nanollama.errors import BackendError, ContextOverflowError, OverloadedError
+from nanollama.sampling.edits import Edits
 from nanollama.types import Request, SamplingParams, TokenEvent
 from toys import make_toy
 
@@ -32,7 +33,7 @@ class WatchedBackend(TorchBackend):
         return super().step(batch)
 
     def best(
-        self, batch: ModelInput, k: int = 1, edits: np.ndarray | None = None
+        self, batch: ModelInput, k: int = 1, edits: Edits | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         self._watch(batch)
         return super().best(batch, k, edits)

@@ -3,13 +3,12 @@
 ModelInput in, float32 logits out; torch is not imported.
 """
 
-import ctypes
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanollama.backends.native.inputs import MAX_ROWS, MAX_SEQUENCES, StepInputs
+from nanollama.backends.native.inputs import MAX_ROWS, MAX_SEQUENCES, StepInputs, array_at
 from nanollama.backends.native.kv_cache import BLOCK_TOKENS, PagedCache, wants_float32
 from nanollama.backends.native.library import Attention, Library
 from nanollama.backends.native.memory import Arena
@@ -150,5 +149,4 @@ class NativeBackend:
         return self._inputs.fill(batch)
 
     def _read_logits(self, rows: int) -> NDArray[np.float32]:
-        memory = (ctypes.c_float * (rows * self.spec.vocab_size)).from_address(self._logits.address)
-        return np.ndarray((rows, self.spec.vocab_size), dtype=np.float32, buffer=memoryview(memory))
+        return array_at(self._logits.address, (rows, self.spec.vocab_size), np.float32)

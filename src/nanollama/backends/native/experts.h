@@ -31,9 +31,8 @@ inline void route(const NlRouting* routing, const float* scores, int64_t stride,
         for (int64_t i = found; i < k; ++i) chosen[i] = 0, shares[i] = NAN;
         const float maximum = shares[0];
         // The sum over all is NaN where a score is, chosen or not.
-        const float over_all = sum_exp(x, routing->experts, maximum);
-        const float total =
-            routing->normalized && over_all == over_all ? sum_exp(shares, k, maximum) : over_all;
+        const float total = routing->normalized && !has_nan ? sum_exp(shares, k, maximum)
+                                                            : sum_exp(x, routing->experts, maximum);
         for (int64_t i = 0; i < k; ++i) shares[i] = exp(all(shares[i] - maximum))[0] / total;
     }
 }

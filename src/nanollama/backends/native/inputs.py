@@ -5,6 +5,7 @@ caches. So memory and structs are made once, and what a decode step of a few row
 and small calls.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, addressof, c_uint8, cast
 from typing import Any
@@ -64,10 +65,12 @@ class StepInputs:
 
     def bind(self, windows: Sequence[int | None], ropes: Sequence[RopeSpec]) -> None:
         """Make place for the attention windows and rotations that a tape names."""
-        self._plans = [_Plan(self._take, window, self.max_slots) for window in windows]
+        plans = (AttentionPlan * len(windows))()
+        self._plans = [
+            _Plan(self._take, w, self.max_slots, plan) for w, plan in zip(windows, plans, strict=True)
+        ]
         self._rotations = [_Angles(self._take, rope, self._num_blocks * BLOCK_TOKENS) for rope in ropes]
-        self._plan_structs = (AttentionPlan * len(windows))(*(plan.struct for plan in self._plans))
-        self._step.plans = self._plan_structs
+        self._step.plans = plans
         self._step.rotations = (Rotation * len(ropes))(*(angles.struct for angles in self._rotations))
 
     def fill(self, batch: ModelInput) -> Step:
@@ -89,11 +92,11 @@ class StepInputs:
         self._positions[:rows] = positions
         self._slots[:rows] = slots
         self._logit_index[: len(batch.logit_rows)] = batch.logit_rows
-        for i, plan in enumerate(self._plans):
-            counts = plan.fill(batch)
-            self._plan_structs[i].item_count, self._plan_structs[i].merge_count = counts
+        for plan in self._plans:
+            plan.fill(batch)
+        furthest = max(positions, default=0)
         for angles in self._rotations:
-            angles.reach(max(positions, default=0) + 1)
+            angles.reach(furthest + 1)
         self._step.rows, self._step.logit_rows = rows, len(batch.logit_rows)
         self._step.choice = None
         return self._step
@@ -122,18 +125,17 @@ class StepInputs:
 class _Plan:
     """The work items of one attention window: tiles of rows in a prompt, spans of the cache in decoding."""
 
-    def __init__(self, take: Take, window: int | None, max_slots: int) -> None:
+    def __init__(self, take: Take, window: int | None, max_slots: int, struct: AttentionPlan) -> None:
         self._window = window
         self._max_slots = max_slots
         self._items = array(take, (max_slots + MAX_ROWS, 7), np.int32)
         self._merges = array(take, (MAX_SEQUENCES, 3), np.int32)
-        self.struct = AttentionPlan(
-            items=cast(self._items.ctypes.data, POINTER(AttentionItem)),
-            merges=cast(self._merges.ctypes.data, POINTER(AttentionMerge)),
-        )
+        self._struct = struct
+        struct.items = cast(self._items.ctypes.data, POINTER(AttentionItem))
+        struct.merges = cast(self._merges.ctypes.data, POINTER(AttentionMerge))
 
-    def fill(self, batch: ModelInput) -> tuple[int, int]:
-        """Write items and merges; how many there are."""
+    def fill(self, batch: ModelInput) -> None:
+        """Write items and merges, and how many there are."""
         items: list[tuple[int, ...]] = []
         merges: list[tuple[int, int, int]] = []
         row = slot = 0
@@ -153,7 +155,7 @@ class _Plan:
             self._items[: len(items)] = items
         if merges:
             self._merges[: len(merges)] = merges
-        return len(items), len(merges)
+        self._struct.item_count, self._struct.merge_count = len(items), len(merges)
 
     def _spans(self, position: int, rows: int) -> range:
         """The spans that ``rows`` rows from ``position`` on look at."""
@@ -186,6 +188,10 @@ class _Angles:
 
 def array(take: Take, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
     """An array in memory that the kernels see."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = (c_uint8 * size).from_address(take(size))
+    return array_at(take(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype)
+
+
+def array_at(address: int, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    """The array that lies at ``address``; whoever uses it keeps the memory alive."""
+    memory = (c_uint8 * (math.prod(shape) * np.dtype(dtype).itemsize)).from_address(address)
     return np.ndarray(shape, dtype=dtype, buffer=memoryview(memory))

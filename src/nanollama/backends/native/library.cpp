@@ -99,9 +99,7 @@ uint64_t nl_read(const uint8_t* data, int64_t bytes) {
         Words v[4];
         memcpy(v, data + i, 256);
         nl::fetch_once(data + i + ahead, 256);
-        for (int j = 0; j < 4; ++j) {
-            sums[j] += v[j];
-        }
+        for (int j = 0; j < 4; ++j) sums[j] += v[j];
     }
     const Words total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     uint64_t sum = 0;

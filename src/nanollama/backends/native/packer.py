@@ -123,5 +123,5 @@ class NativePacker:
 
 def _is_fine(kinds: set[Kind], parts: Sequence[PackedTensor]) -> bool:
     """Whether a merged matrix takes both parts of its activations."""
-    is_coarse = {Kind.U4DM: parts[0].name.endswith(COARSE)}
-    return any(kind.is_fine and not is_coarse.get(kind) for kind in kinds)
+    is_coarse = parts[0].name.endswith(COARSE)
+    return any(kind.is_fine and not (kind is Kind.U4DM and is_coarse) for kind in kinds)
