@@ -1,4 +1,4 @@
-"""Activations in two 8-bit parts: what the first part's rounding leaves is not lost."""
+"""Activations in words of 16 bits: what rounding to bytes leaves is not lost."""
 
 import ctypes
 
@@ -13,10 +13,10 @@ TYPES = ("Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q5_K")
 
 
 def fine_inputs(kernels: Kernels, values: np.ndarray) -> tuple[Inputs, np.ndarray]:
-    """The inputs with both parts, and the values that the parts stand for ``[rows, cols]``."""
+    """The inputs with words, and the values that these stand for ``[rows, cols]``."""
     values = np.ascontiguousarray(values, np.float32)
     rows, cols = values.shape
-    quants, fine = np.zeros((rows, cols), np.int8), np.zeros((rows, cols), np.int8)
+    quants, words = np.zeros((rows, cols), np.int8), np.zeros((rows, cols), np.int16)
     meta, sums = np.zeros((rows, cols // 32, 4), np.float32), np.zeros((rows, cols // 32), np.float32)
     struct = Activations(
         values.ctypes.data,
@@ -24,17 +24,17 @@ def fine_inputs(kernels: Kernels, values: np.ndarray) -> tuple[Inputs, np.ndarra
         quants.ctypes.data,
         meta.ctypes.data,
         cols,
-        fine.ctypes.data,
+        words.ctypes.data,
         sums.ctypes.data,
     )
     kernels.quantize(ctypes.byref(struct), 0, rows * (cols // 32))
     result = Inputs(struct, values, quants, meta)
-    result.keep = (fine, sums)  # type: ignore[attr-defined]  # alive as long as the struct that points to them
-    scales = np.repeat(meta[:, :, 0], 32, axis=1).astype(np.float64)
-    rest = fine.astype(np.float64) / FINE_STEPS
-    expected = (rest * scales).reshape(rows, -1, 32).sum(-1)
-    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-12)
-    return result, (quants.astype(np.float64) + rest) * scales
+    result.keep = (words, sums)  # type: ignore[attr-defined]  # alive as long as the struct that points to them
+    in_order = words.reshape(rows, -1, 4)[..., [0, 2, 1, 3]].reshape(rows, cols).astype(np.float64)
+    restored = in_order / FINE_STEPS * np.repeat(meta[:, :, 0], 32, axis=1)
+    blocks = restored.reshape(rows, -1, 32)
+    assert (np.abs(sums - blocks.sum(-1)) <= 1e-6 * np.abs(blocks).sum(-1) + 1e-30).all()
+    return result, restored
 
 
 def values_of(rows: int, cols: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def values_of(rows: int, cols: int) -> np.ndarray:
     return values
 
 
-def test_both_parts_give_the_value_back_250_times_as_well_as_one(kernels: Kernels) -> None:
+def test_words_give_the_value_back_250_times_as_well_as_bytes(kernels: Kernels) -> None:
     values = values_of(5, 512)
     result, restored = fine_inputs(kernels, values)
     steps = np.repeat(result.meta[:, :, 0], 32, axis=1).astype(np.float64)
@@ -56,7 +56,7 @@ def test_both_parts_give_the_value_back_250_times_as_well_as_one(kernels: Kernel
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize(("rows", "cols"), [(8, 256), (19, 768), (40, 4096)])
 @pytest.mark.parametrize("count", [1, 3, 17])
-def test_a_product_is_that_of_both_parts(
+def test_a_product_is_that_of_the_words(
     kernel_library: Library, kernels: Kernels, kind: str, rows: int, cols: int, count: int
 ) -> None:
     source = random_rows(kind, rows, cols, np.random.default_rng(cols))
@@ -83,7 +83,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch(
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_the_largest_integers_are_exact(kernel_library: Library, kernels: Kernels, count: int) -> None:
-    """All weights -128 or 127 and all parts at their ends: nothing saturates."""
+    """All weights -128 and all words at their ends: nothing saturates."""
     source = random_rows("Q8_0", 8, 32, np.random.default_rng(2))
     source.reshape(8, 34)[:, 2:] = 128  # -128
     weights = decoded("Q8_0", source, 32).astype(np.float64)

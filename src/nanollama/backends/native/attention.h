@@ -51,7 +51,15 @@ struct ItemRows {
 
     template <int M>
     void run(int64_t first, int64_t span, const Upcoming& upcoming) const {
-        SpanTile<Number, M> tile;
+        if (item.rows == 1)
+            run_tile<M, true>(first, span, upcoming);
+        else
+            run_tile<M, false>(first, span, upcoming);
+    }
+
+    template <int M, bool fetches>
+    void run_tile(int64_t first, int64_t span, const Upcoming& upcoming) const {
+        SpanTile<Number, M, fetches> tile;
         const int64_t begin = span * kSpan, end = begin + kSpan;
         for (int m = 0; m < M; ++m) {
             const int64_t row = (first + m) / group, head = kv_head * group + (first + m) % group;

@@ -37,25 +37,29 @@ struct Sums {
 };
 
 // P panels side by side: few rows alone would wait for each sum before they can add to it again.
-// sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile as many bytes at `later[p]` are
-// fetched: line by line between the sums, since a burst of prefetches would stall the loads behind it.
-template <int M, int P, int kStride, class Number>
+// sums[p][m] += sum over i < n of x[m * kStride + i] * panel[p][i]. Meanwhile, if `fetches`, as many bytes at
+// `later[p]` are fetched: line by line between the sums, since a burst of prefetches would stall the loads
+// behind it.
+template <int M, int P, int kStride, bool fetches, class Number>
 NL_INLINE void add_panels(const Number* const (&panel)[P], int64_t n, const float* x, Sums<M, P>& sums,
                           const Number* const (&later)[P]) {
     constexpr int64_t kLine = 64 / (kLanes * sizeof(Number));  // so much of a panel fills a cache line
     static_assert(kLine == 1 || kLine == 2, "the loop below takes one or two at a time");
     const auto add = [&](int64_t i) {
         for (int p = 0; p < P; ++p) {
-            for (int h = 0; h < kVecs; ++h) {
-                const Vec lanes = load_vec(panel[p] + i * kLanes + h * kVecLanes);
-                for (int m = 0; m < M; ++m)
-                    sums.of[p][m][h] = fma(lanes, every<Vec>(x[m * kStride + i]), sums.of[p][m][h]);
+            Vec lanes[kVecs];
+            for (int h = 0; h < kVecs; ++h) lanes[h] = load_vec(panel[p] + i * kLanes + h * kVecLanes);
+            // A row's number meets all lanes before the next row's is loaded: there is one register for it.
+            for (int m = 0; m < M; ++m) {
+                const Vec number = every<Vec>(x[m * kStride + i]);
+                for (int h = 0; h < kVecs; ++h) sums.of[p][m][h] = fma(lanes[h], number, sums.of[p][m][h]);
             }
         }
     };
     int64_t i = 0;
     for (; i + kLine <= n; i += kLine) {
-        for (int p = 0; p < P; ++p) fetch_once(later[p] + i * kLanes, 64);
+        if constexpr (fetches)
+            for (int p = 0; p < P; ++p) fetch_once(later[p] + i * kLanes, 64);
         add(i);
         if constexpr (kLine == 2) add(i + 1);
     }
@@ -94,8 +98,8 @@ NL_INLINE F merged(F before, F now, const Rescale& rescale) {
 }
 
 // M rows (a query and a head each) against one span. The cache holds Numbers: uint16_t, which are float16, or
-// float.
-template <class Number, int M>
+// float. `fetches`: it waits for memory, as decoding does, and not for arithmetic.
+template <class Number, int M, bool fetches>
 struct SpanTile {
     static constexpr int P = panels_at_once(M);
     const float* query[M];
@@ -148,7 +152,7 @@ struct SpanTile {
             later[p] = (const Number*)job.cache.values + at;
         }
         Sums<M, P> sums;
-        add_panels<M, P, kMaxHeadDim>(panel, job.cache.head_dim, queries, sums, later);
+        add_panels<M, P, kMaxHeadDim, fetches>(panel, job.cache.head_dim, queries, sums, later);
         for (int p = 0; p < P; ++p) {
             const int64_t here = token + p * kLanes;
             for (int m = 0; m < M; ++m) {
@@ -213,7 +217,7 @@ struct SpanTile {
                 panel[p] = page + at;
                 later[p] = keys + at;
             }
-            add_panels<M, P, kSpan>(panel, count, scores + token - from, sums, later);
+            add_panels<M, P, kSpan, fetches>(panel, count, scores + token - from, sums, later);
             token += count;
         }
         for (int m = 0; m < M; ++m) {

@@ -107,13 +107,15 @@ NL_INLINE void quantize_at(const NlActivations& to, int64_t row, int64_t block, 
     meta[1] = scale * float(low + high);
     meta[2] = scale * float(low);
     meta[3] = scale * float(high);
-    if (!to.fine) return;
+    if (!to.words) return;
+    I8 words[4];
     for (int i = 0; i < 4; ++i) {
         const F8 rest = fma(x[i], inverse, -to_float(q[i]));  // within half a step
-        q[i] = usable ? round_to_int(rest * all(kFineSteps)) : all_int(0);
+        words[i] = q[i] * int32_t(kFineSteps) + (usable ? round_to_int(rest * all(kFineSteps)) : all_int(0));
+        put_words(to.words + at + 8 * i, words[i]);
     }
-    pack_bytes(to.fine + at, q[0], q[1], q[2], q[3]);
-    to.fine_sums[number] = scale / kFineSteps * float(sum_lanes((q[0] + q[1]) + (q[2] + q[3])));
+    to.word_sums[number] =
+        scale / kFineSteps * float(sum_lanes((words[0] + words[1]) + (words[2] + words[3])));
 }
 
 NL_INLINE void load_block(const float* p, F8 (&x)[4]) {

@@ -4,10 +4,14 @@
 
 namespace nl {
 
-// Whether such lines go to L1 past L2. AMD's cores get a tenth more of their memory's bandwidth that way.
-// Intel's get half of it: no more lines can be under way than L1 has buffers for, and L2 has three times as
-// many. Known when the library is loaded (library.cpp).
+// Whether such lines go to L1 past L2. AMD's cores since Zen 5 get a tenth more of their memory's bandwidth
+// that way. Zen 4 loses a fifth: its L1 is a third smaller. Intel's get half: no more lines can be under way
+// than L1 has buffers for, and L2 has three times as many. Known when the library is loaded (library.cpp).
 extern const bool kPastL2;
+
+// How far ahead of their use: what has to come from memory meanwhile, and not so far that it is gone again.
+template <bool past_l2>
+constexpr int64_t kFetchAhead = past_l2 ? 16 * 1024 : 8 * 1024;
 
 // The lines at p: to L1 past L2, or to L2.
 template <bool past_l2>

@@ -28,16 +28,17 @@ struct NlMatrix {
 
 // Activation rows, twice: as float32 (for the float kinds; may be null) and quantized (for the others; may be
 // null). `meta` holds four floats per 32 inputs: scale, scale * sum(q), and the same sum over either half of
-// the 32. Where weights of finer types read them, `fine` holds what rounding to `quants` left over, in 254ths
-// of the scale (else both are null).
+// the 32. For weights of finer types there are `words`, which keep what rounding to `quants` loses: 254 times
+// as fine, four inputs in the order 0, 2, 1, 3 (so that words come out of bytes with a shift). Else both are
+// null.
 struct NlActivations {
     const float* values;  // [rows, stride]
     int64_t stride;
     int8_t* quants;  // [rows, cols], within -127..127
     float* meta;     // [rows, cols / 32, 4]
     int64_t cols;
-    int8_t* fine;      // [rows, cols], within -127..127
-    float* fine_sums;  // [rows, cols / 32]: scale / 254 * sum(fine)
+    int16_t* words;    // [rows, cols]: 254 * (quants + rest)
+    float* word_sums;  // [rows, cols / 32]: scale / 254 * sum(words)
 };
 
 // The keys and values of one layer, in float16 or float32, in blocks of block_size tokens, a multiple of 16:

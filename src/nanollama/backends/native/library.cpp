@@ -1,6 +1,7 @@
 // Which variant runs here, and memory for it: the parts that are the same for all.
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "fetch.h"
 #include "kernels.h"
@@ -19,7 +20,9 @@ extern const NlKernels kernels;
 #endif
 
 #if defined(__x86_64__)
-const bool kPastL2 = (__builtin_cpu_init(), __builtin_cpu_is("amd") != 0);
+constexpr long kLargeL1 = 48 << 10;  // Zen 5 has it, Zen 4 and those before have 32 KiB
+const bool kPastL2 =
+    (__builtin_cpu_init(), __builtin_cpu_is("amd") != 0) && sysconf(_SC_LEVEL1_DCACHE_SIZE) >= kLargeL1;
 #else
 const bool kPastL2 = false;
 #endif
@@ -92,7 +95,7 @@ void nl_arena_free(void* arena, int64_t bytes) {
 
 uint64_t nl_read(const uint8_t* data, int64_t bytes) {
     typedef uint64_t Words __attribute__((vector_size(64)));
-    constexpr int64_t ahead = 16 * 1024;  // fetched early, as the kernels do: the hardware alone gets less
+    const int64_t ahead = nl::kPastL2 ? nl::kFetchAhead<true> : nl::kFetchAhead<false>;  // as the kernels do
     Words sums[4] = {};
     int64_t i = 0;
     for (; i + 256 <= bytes; i += 256) {

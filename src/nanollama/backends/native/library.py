@@ -66,8 +66,8 @@ class Activations(Structure):
         ("quants", c_void_p),
         ("meta", c_void_p),
         ("cols", c_int64),
-        ("fine", c_void_p),
-        ("fine_sums", c_void_p),
+        ("words", c_void_p),
+        ("word_sums", c_void_p),
     )
 
 

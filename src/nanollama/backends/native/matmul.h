@@ -3,15 +3,15 @@
 // A tile is G groups of weights (8 output rows each) by M activation rows. For each block of 32 inputs it
 // unpacks the weights once, sums 32 integer products in each of the G x M x 8 lanes, and adds them, scaled,
 // to float accumulators. Every lane sees the same operations in the same order whatever G and M are, so a
-// row's result does not depend on its batch. That holds for tile_wide.h as well, which takes the rows of
-// batches and prefill where vectors have sixteen lanes.
+// row's result does not depend on its batch. That holds as well for what takes the rows of batches and
+// prefill: tile_wide.h where vectors have sixteen lanes, panel.h where they have eight.
 #pragma once
-#include "quants.h"
+#include "job.h"
 #ifdef NL_WIDE
 #include "tile_wide.h"
 #endif
-#ifdef NL_WORDS
-#include "tile_words.h"
+#ifdef NL_PANELS
+#include "panel.h"
 #endif
 
 namespace nl {
@@ -44,6 +44,36 @@ NL_INLINE void dot_block(const Group (&group)[G], const int8_t* const (&a)[M], I
     }
 }
 
+// The same over activations in words, in units of 1 / kFineSteps. Two sums each, half as long to wait for.
+template <class Q, int G, int M>
+NL_INLINE void dot_words_block(const Group (&group)[G], const int16_t* const (&a)[M], I8 (&sum)[G][M]) {
+    I8 first[G][M], second[G][M];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        S16 even[2][G], odd[2][G];
+        for (int g = 0; g < G; ++g) {
+            B32 lo, hi;
+            Q::unpack(group[g], j, lo, hi);
+            to_words<Q::is_signed>(lo, even[0][g], odd[0][g]);
+            to_words<Q::is_signed>(hi, even[1][g], odd[1][g]);
+        }
+        for (int m = 0; m < M; ++m) {
+            for (int half = 0; half < 2; ++half) {
+                const int16_t* four = a[m] + 16 * half + 4 * j;
+                for (int g = 0; g < G; ++g) {
+                    const bool is_first = j == 0 && half == 0;
+                    first[g][m] =
+                        dot_words(is_first ? all_int(0) : first[g][m], even[half][g], all_twos(four));
+                    second[g][m] =
+                        dot_words(is_first ? all_int(0) : second[g][m], odd[half][g], all_twos(four + 2));
+                }
+            }
+        }
+    }
+    for (int g = 0; g < G; ++g)
+        for (int m = 0; m < M; ++m) sum[g][m] = first[g][m] + second[g][m];
+}
+
 // The same where inputs 0-15 and 16-31 have a scale each: `lo` vectors are the first half, `hi` the second.
 template <class Q, int G, int M>
 NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], I8 (&sum)[G][M]) {
@@ -69,66 +99,65 @@ NL_INLINE void dot_halves(const Group (&group)[G], const int8_t* const (&a)[M], 
     }
 }
 
-#ifndef NL_WORDS
-// The sums over either part of the activations as one, in units of quants.
-NL_INLINE F8 joined(I8 sum, I8 fine_sum) {
-    return fma(to_float(fine_sum), all(1 / kFineSteps), to_float(sum));
-}
-#endif
-
 // ---- tiles ------------------------------------------------------------------------------------------------
 
-// `fine`: both parts of the activations count. `past_l2`: where the weights to come are fetched to.
-template <class Q, class S, bool fine, bool past_l2, int G, int M>
+// `words`: activations are taken as words, else as bytes. `past_l2`: where the weights to come are fetched
+// to.
+template <class Q, class S, bool words, bool past_l2, int G, int M>
 NL_INLINE void tile(const uint8_t* const (&base)[G], const Planes& planes, const uint8_t* later,
                     int64_t blocks, const Rows& rows, F8 (&acc)[G][M]) {
+    static_assert(!(words && S::halves), "no kind with a scale for each half takes words");
+    constexpr bool has_bias = !words && Q::is_signed && kSignedBias != 0;
     Group group[G];
-    const int8_t *a[M], *rest[M];
-    const float *scales[M], *rest_sums[M];
+    const int8_t* a[M];
+    const int16_t* wide[M];
+    const float *scales[M], *word_sums[M];
     for (int g = 0; g < G; ++g)
         group[g] = {base[g], base[g] + planes.high, base[g] + planes.scales, base[g] + planes.super};
     for (int m = 0; m < M; ++m) {
-        a[m] = rows.quants + m * blocks * kBlock, scales[m] = rows.meta + m * blocks * 4;
-        if constexpr (fine)
-            rest[m] = rows.fine + m * blocks * kBlock, rest_sums[m] = rows.fine_sums + m * blocks;
+        scales[m] = rows.meta + m * blocks * 4;
+        if constexpr (words)
+            wide[m] = rows.words + m * blocks * kBlock, word_sums[m] = rows.word_sums + m * blocks;
+        else
+            a[m] = rows.quants + m * blocks * kBlock;
     }
     for (int g = 0; g < G; ++g)
         for (int m = 0; m < M; ++m) acc[g][m] = all(0);
 
     constexpr int64_t bytes = block_bytes<Q, S>();
     for (int64_t b = 0; b < blocks; ++b) {
-        I8 sum[G][M], rest_sum[G][M];
-        if constexpr (S::halves)
+        I8 sum[G][M];
+        if constexpr (words)
+            dot_words_block<Q, G, M>(group, wide, sum);
+        else if constexpr (S::halves)
             dot_halves<Q, G, M>(group, a, sum);
         else
             dot_block<Q, G, M>(group, a, sum);
-        if constexpr (fine) dot_block<Q, G, M>(group, rest, rest_sum);
         for (int g = 0; g < G; ++g) {
             F8 d, min;
             S::read(group[g], d, min);
-            if constexpr (Q::is_signed && kSignedBias != 0) min = d * all(-kSignedBias);
+            if constexpr (has_bias) min = d * all(-kSignedBias);
+            if constexpr (words) d *= all(1 / kFineSteps);
             for (int m = 0; m < M; ++m) {
-                F8 dot;
-                if constexpr (fine)
-                    dot = joined(sum[g][m], rest_sum[g][m]);
-                else
-                    dot = to_float(sum[g][m]);
-                acc[g][m] = fma(d * all(scales[m][0]), dot, acc[g][m]);
+                acc[g][m] = fma(d * all(scales[m][0]), to_float(sum[g][m]), acc[g][m]);
                 if constexpr (S::halves) {
                     const F8 first = to_float(ints_from_signed_bytes(group[g].scales));
                     const F8 second = to_float(ints_from_signed_bytes(group[g].scales + 8));
                     acc[g][m] = fma(min * first, all(scales[m][2]), acc[g][m]);
                     acc[g][m] = fma(min * second, all(scales[m][3]), acc[g][m]);
-                } else if constexpr (S::has_min || (Q::is_signed && kSignedBias != 0)) {
-                    acc[g][m] = fma(min, all(fine ? scales[m][1] + *rest_sums[m] : scales[m][1]), acc[g][m]);
+                } else if constexpr (S::has_min || has_bias) {
+                    acc[g][m] = fma(min, all(words ? *word_sums[m] : scales[m][1]), acc[g][m]);
                 }
             }
             fetch<past_l2>(later + (b * G + g) * bytes, bytes);
             advance<Q, S>(group[g], b);
         }
         for (int m = 0; m < M; ++m) {
-            a[m] += kBlock, scales[m] += 4;
-            if constexpr (fine) rest[m] += kBlock, ++rest_sums[m];
+            scales[m] += 4;
+            if constexpr (words)
+                wide[m] += kBlock, ++word_sums[m];
+            else
+                a[m] += kBlock;
         }
     }
 }
@@ -160,54 +189,16 @@ NL_INLINE void float_tile(const uint8_t* const (&base)[G], const uint8_t* later,
 
 // ---- a range of groups by all rows ------------------------------------------------------------------------
 
-struct Output {
-    float* at;  // row 0, column 0 of the segment
-    int64_t stride;
-    const float* bias;  // of the segment's column 0, or null
-    int64_t rows;       // weight rows of the segment, without padding
-
-    void put(int64_t group, int64_t row, F8 v) const {
-        float* to = at + row * stride + group * kRows;
-        const int64_t count = rows - group * kRows < kRows ? rows - group * kRows : kRows;
-        if (count == kRows) {
-            if (bias) v += load(bias + group * kRows);
-            store(to, v);
-            return;
-        }
-        for (int64_t i = 0; i < count; ++i) {
-            to[i] = v[i];
-            if (bias) to[i] += bias[group * kRows + i];
-        }
-    }
-};
-
-struct Job {
-    const uint8_t* data;
-    Planes planes;
-    int64_t cols;
-    const NlActivations* x;
-    Output out;
-    int64_t begin, end;   // groups
-    const uint8_t* next;  // what to fetch past the end
-
-    // What to fetch while G groups from `group` on are multiplied.
-    template <int G>
-    NL_MEMBER const uint8_t* later(int64_t group) const {
-        const int64_t then = group + fetch_distance<G>(planes);
-        return then < end ? data + then * planes.group : next + (then - end) * planes.group;
-    }
-};
-
 // `past_l2`: for weights that one tile alone will read. More than one would not find them.
-template <class Q, class S, bool fine = false, bool past_l2 = false>
+template <class Q, class S, bool words = false, bool past_l2 = false>
 struct QuantTiles {
-    typedef QuantTiles<Q, S, fine, true> PastL2;
+    typedef QuantTiles<Q, S, words, true> PastL2;
     static constexpr int decode_groups = kTileGroups;
     template <int G, int M>
     NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
                        F8 (&acc)[G][M]) {
-        tile<Q, S, fine, past_l2, G, M>(base, job.planes, job.later<G>(group), job.cols / kBlock,
-                                        Rows(*job.x, row), acc);
+        tile<Q, S, words, past_l2, G, M>(base, job.planes, job.later<past_l2, G>(group), job.cols / kBlock,
+                                         Rows(*job.x, row), acc);
     }
 };
 
@@ -219,7 +210,7 @@ struct FloatTiles {
     template <int G, int M>
     NL_INLINE void run(const Job& job, int64_t group, const uint8_t* const (&base)[G], int64_t row,
                        F8 (&acc)[G][M]) {
-        float_tile<kind, past_l2, G, M>(base, job.later<G>(group), job.cols,
+        float_tile<kind, past_l2, G, M>(base, job.later<past_l2, G>(group), job.cols,
                                         job.x->values + row * job.x->stride, job.x->stride, acc);
     }
 };
@@ -248,7 +239,7 @@ void run_rows(Tiles, const Job& job, int64_t group, int64_t row, int64_t last) {
 #ifdef NL_WIDE
 static_assert(kTileGroups == 2, "a wide tile takes two groups");
 
-template <class Q, class S, bool fine, int M>
+template <class Q, class S, bool words, int M>
 __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int64_t row) {
     const Planes& planes = job.planes;
     const bool two = group + 1 < job.end;
@@ -256,7 +247,7 @@ __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int6
     const Pair pair = {base, base + planes.high, base + planes.scales, base + planes.super,
                        two ? planes.group : 0};
     F16 acc[M];
-    wide_tile<Q, S, fine, M>(pair, job.later<2>(group), job.cols / kBlock, Rows(*job.x, row), acc);
+    wide_tile<Q, S, words, M>(pair, job.later<false, 2>(group), job.cols / kBlock, Rows(*job.x, row), acc);
     for (int m = 0; m < M; ++m) {
         job.out.put(group, row + m, lower(acc[m]));
         if (two) job.out.put(group + 1, row + m, upper(acc[m]));
@@ -265,24 +256,21 @@ __attribute__((noinline)) void run_wide_tile(const Job& job, int64_t group, int6
 
 // Sixteen rows to a tile would be 5 % faster, and 25 % slower where a row is a multiple of 4 KiB: all of them
 // then share one set of L1, which holds 12 lines (Zen 5).
-template <class Q, class S, bool fine>
-void run_rows(QuantTiles<Q, S, fine>, const Job& job, int64_t group, int64_t row, int64_t last) {
-    for (; row + 8 <= last; row += 8) run_wide_tile<Q, S, fine, 8>(job, group, row);
-    if (row + 4 <= last) run_wide_tile<Q, S, fine, 4>(job, group, row), row += 4;
-    if (row + 2 <= last) run_wide_tile<Q, S, fine, 2>(job, group, row), row += 2;
-    if (row < last) run_wide_tile<Q, S, fine, 1>(job, group, row);
+template <class Q, class S, bool words>
+void run_rows(QuantTiles<Q, S, words>, const Job& job, int64_t group, int64_t row, int64_t last) {
+    for (; row + 8 <= last; row += 8) run_wide_tile<Q, S, words, 8>(job, group, row);
+    if (row + 4 <= last) run_wide_tile<Q, S, words, 4>(job, group, row), row += 4;
+    if (row + 2 <= last) run_wide_tile<Q, S, words, 2>(job, group, row), row += 2;
+    if (row < last) run_wide_tile<Q, S, words, 1>(job, group, row);
 }
 #endif
 
-// Activation rows are taken in panels that stay in L2 while the groups of the range go by.
-constexpr int64_t kPanelBytes = 128 * 1024;
-
 template <class Tiles>
 void run_job(const Job& job, int64_t rows) {
-    int64_t panel = kPanelBytes / job.cols / 4 * 4;
-    if (panel < 4) panel = 4;
-    for (int64_t first = 0; first < rows; first += panel) {
-        const int64_t last = first + panel < rows ? first + panel : rows;
+    int64_t turn = kTurnBytes / job.cols / 4 * 4;
+    if (turn < 4) turn = 4;
+    for (int64_t first = 0; first < rows; first += turn) {
+        const int64_t last = first + turn < rows ? first + turn : rows;
         if (last - first == 1) {
             constexpr int G = Tiles::decode_groups;
             const auto run =
@@ -295,58 +283,39 @@ void run_job(const Job& job, int64_t rows) {
     }
 }
 
-#ifdef NL_WORDS
-constexpr int64_t kPanelWords = 64 * 1024;
-
-template <class Q, class S, int M>
-__attribute__((noinline)) void run_words_tile(const Job& job, int64_t group, int64_t row,
-                                              const int16_t* words) {
-    F8 acc[M];
-    words_tile<Q, S, M>(job.data + group * job.planes.group, job.planes, job.later<1>(group),
-                        job.cols / kBlock, Rows(*job.x, row), words, acc);
-    for (int m = 0; m < M; ++m) job.out.put(group, row + m, acc[m]);
-}
-
-// Several rows with both parts of their activations; four fit a panel.
 template <class Q, class S>
-void run_words(const Job& job, int64_t rows) {
-    alignas(64) int16_t words[kPanelWords];
-    const int64_t cols = job.cols, panel = kPanelWords / cols / 4 * 4;
-    for (int64_t first = 0; first < rows; first += panel) {
-        const int64_t last = first + panel < rows ? first + panel : rows;
-        join_parts(Rows(*job.x, first), (last - first) * cols, words);
-        for (int64_t group = job.begin; group < job.end; ++group) {
-            int64_t row = first;
-            for (; row + 4 <= last; row += 4)
-                run_words_tile<Q, S, 4>(job, group, row, words + (row - first) * cols);
-            for (; row < last; ++row) run_words_tile<Q, S, 1>(job, group, row, words + (row - first) * cols);
-        }
+void run_quants(const Job& job, int64_t rows) {
+#ifdef NL_PANELS
+    if constexpr (!Q::is_signed) {
+        typedef ByteBlock<Q::max_weight> Whole;
+        typedef HalvesBlock<Q::max_weight> Halves;
+        typedef typename std::conditional<S::halves, Halves, Whole>::type Block;
+        if (rows >= kPanelLeastRows) return run_panels<Q, S, Block>(job, rows, job.x->quants);
     }
-}
 #endif
-
-// With both parts of the activations where they are there: somebody who shares them may not want them.
-template <class Q, class S>
-void run_fine_or_not(const Job& job, int64_t rows) {
-#ifdef NL_WORDS
-    // Weights of four bits are multiplied faster in bytes: their products leave room to be summed in int16.
-    if constexpr (Q::max_weight > 15)
-        if (job.x->fine && rows > 1 && 4 * job.cols <= kPanelWords) return run_words<Q, S>(job, rows);
-#endif
-    if (job.x->fine) return run_job<QuantTiles<Q, S, true>>(job, rows);
     run_job<QuantTiles<Q, S>>(job, rows);
+}
+
+// With activations in words where they are there: somebody who shares them may not want them.
+template <class Q, class S>
+void run_words_or_bytes(const Job& job, int64_t rows) {
+    if (!job.x->words) return run_quants<Q, S>(job, rows);
+#ifdef NL_PANELS
+    if (rows >= kPanelLeastRows) return run_panels<Q, S, WordBlock<S::has_min>>(job, rows, job.x->words);
+#endif
+    run_job<QuantTiles<Q, S, true>>(job, rows);
 }
 
 inline void run_kind(int64_t kind, const Job& job, int64_t rows) {
     switch (kind) {
-        case NL_U4D: return run_job<QuantTiles<Bits4, ScaleHalf<8>>>(job, rows);
-        case NL_U4DM: return run_fine_or_not<Bits4, ScaleHalfMin>(job, rows);
-        case NL_U5D: return run_fine_or_not<Bits5, ScaleHalf<16>>(job, rows);
-        case NL_U5DM: return run_fine_or_not<Bits5, ScaleHalfMin>(job, rows);
-        case NL_S8D: return run_fine_or_not<Bits8, ScaleHalf<0>>(job, rows);
-        case NL_U4K: return run_job<QuantTiles<Bits4, ScaleSuper>>(job, rows);
-        case NL_U5K: return run_fine_or_not<Bits5, ScaleSuper>(job, rows);
-        case NL_U6K: return run_job<QuantTiles<Bits6, ScaleSuperHalves>>(job, rows);
+        case NL_U4D: return run_quants<Bits4, ScaleHalf<8>>(job, rows);
+        case NL_U4DM: return run_words_or_bytes<Bits4, ScaleHalfMin>(job, rows);
+        case NL_U5D: return run_words_or_bytes<Bits5, ScaleHalf<16>>(job, rows);
+        case NL_U5DM: return run_words_or_bytes<Bits5, ScaleHalfMin>(job, rows);
+        case NL_S8D: return run_words_or_bytes<Bits8, ScaleHalf<0>>(job, rows);
+        case NL_U4K: return run_quants<Bits4, ScaleSuper>(job, rows);
+        case NL_U5K: return run_words_or_bytes<Bits5, ScaleSuper>(job, rows);
+        case NL_U6K: return run_quants<Bits6, ScaleSuperHalves>(job, rows);
         case NL_N4D: return run_job<QuantTiles<Codebook<kTableIq4Nl>, ScaleHalf<0>>>(job, rows);
         case NL_N4E: return run_job<QuantTiles<Codebook<kTableMxfp4>, ScaleExponent>>(job, rows);
         case NL_F16: return run_job<FloatTiles<kHalf>>(job, rows);

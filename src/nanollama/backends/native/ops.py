@@ -24,8 +24,8 @@ class NativeWeight:
     """A packed parameter: the address of float32 values, or an R8 matrix with the sizes of its parts.
 
     Experts have a matrix each, all of the same sizes, and their biases lie one after the other. ``is_float``
-    says that the matrix multiplies float32 activations, not quantized ones; ``is_fine`` that it wants what
-    quantizing them to 8 bits leaves over as well.
+    says that the matrix multiplies float32 activations, not quantized ones; ``is_fine`` that it wants these in
+    16 bits, not in 8.
     """
 
     address: int = 0
@@ -244,11 +244,11 @@ class NativeOps:
             placed.address = place("floats", source.values, source.stride, x.cols)
             return placed
         source = self._quantized(x, weight.is_fine)
-        words = {"quants": x.cols // FLOAT, "meta": x.cols // 32 * 4}
+        sizes = {"quants": x.cols // FLOAT, "meta": x.cols // 32 * 4}
         if weight.is_fine:
-            words |= {"fine": x.cols // FLOAT, "fine_sums": x.cols // 32}
+            sizes |= {"words": x.cols // 2, "word_sums": x.cols // 32}
         placed.activations = Activations(
-            cols=x.cols, **{name: place(name, getattr(source, name), n, n) for name, n in words.items()}
+            cols=x.cols, **{name: place(name, getattr(source, name), n, n) for name, n in sizes.items()}
         )
         self.tape.keep.append(placed.activations)
         return placed
@@ -321,9 +321,9 @@ class NativeOps:
                 x.record.quantized = addressof(x.activations)
             else:
                 self._of(x, OpKind.QUANTIZE, quantized=addressof(x.activations))
-        if is_fine and not x.activations.fine:
-            x.activations.fine = self._buffer(f"fine {x.cols}", x.cols // FLOAT, like=x).address
-            x.activations.fine_sums = self._buffer(f"fine sums {x.cols}", x.cols // 32, like=x).address
+        if is_fine and not x.activations.words:
+            x.activations.words = self._buffer(f"words {x.cols}", x.cols // 2, like=x).address
+            x.activations.word_sums = self._buffer(f"word sums {x.cols}", x.cols // 32, like=x).address
         return x.activations
 
     def _buffer(self, name: str, cols: int, *, like: Value | None = None) -> Value:

@@ -37,13 +37,11 @@ NL_INLINE void advance(From& from, int64_t b) {
 // Weights come from memory once, in order. While a tile works, what lies at least this far ahead is fetched
 // at the same pace. The hardware alone, which stops at every 4 KiB, gets half as much; and a stream for each
 // of a tile's groups a tenth less than one over all of them.
-constexpr int64_t kFetchAhead = 16 * 1024;
-
-// That distance in whole tiles of G groups, as groups.
-template <int G>
+// Here that distance in whole tiles of G groups, as groups.
+template <bool past_l2, int G>
 NL_INLINE int64_t fetch_distance(const Planes& planes) {
     const int64_t bytes = G * planes.group;
-    return (kFetchAhead + bytes - 1) / bytes * G;
+    return (kFetchAhead<past_l2> + bytes - 1) / bytes * G;
 }
 
 // Bytes of a group for each of its blocks, over all planes.
@@ -56,14 +54,14 @@ constexpr int64_t block_bytes() {
 struct Rows {
     const int8_t* quants;
     const float* meta;
-    const int8_t* fine;
-    const float* fine_sums;
+    const int16_t* words;
+    const float* word_sums;
 
     Rows(const NlActivations& x, int64_t row)
         : quants(x.quants + row * x.cols),
           meta(x.meta + row * (x.cols / kBlock) * 4),
-          fine(x.fine ? x.fine + row * x.cols : nullptr),
-          fine_sums(x.fine ? x.fine_sums + row * (x.cols / kBlock) : nullptr) {}
+          words(x.words ? x.words + row * x.cols : nullptr),
+          word_sums(x.words ? x.word_sums + row * (x.cols / kBlock) : nullptr) {}
 };
 
 // ---- how quants unpack: step j (0..3) of a block to its `lo` and `hi` vectors -----------------------------

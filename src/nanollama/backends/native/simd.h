@@ -14,9 +14,10 @@
 //   narrow_room(w)                     how many dots of weights up to w a Narrow holds without overflow
 //   I8 widen(n), widen(n, scale)       lane sums (times a signed 8-bit scale per row, a RowScale)
 //   I8 dot_signed(sum, w, a)           sum + products of signed weights; + kSignedBias * sum of activations
+//   I8 dot_words(sum, w, a)            sum + products of words, two to a lane
 //
 // A variant that defines NL_WIDE has vectors of sixteen lanes as well (F16, I16, B64), for tile_wide.h.
-// One that defines NL_WORDS multiplies 16-bit numbers (Words, WordSums), for tile_words.h.
+// One that defines NL_PANELS has few registers, for panel.h.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -65,12 +66,28 @@ NL_INLINE B32 all_bytes(uint8_t x) { return (B32)all_int(int32_t(x * 0x01010101u
 NL_INLINE B32 left(B32 v, int bits) { return (B32)((U16)v << bits); }
 NL_INLINE B32 right(B32 v, int bits) { return (B32)((U16)v >> bits); }
 
-// Four consecutive activation bytes in every lane.
+// Bytes as words: those with even and those with odd numbers.
+template <bool is_signed, class Bytes, class Words>
+NL_INLINE void to_words(Bytes v, Words& even, Words& odd) {
+    even = is_signed ? (Words)v << 8 >> 8 : (Words)v & 255;
+    odd = is_signed ? (Words)v >> 8 : (Words)v >> 8 & 255;
+}
+
+// Eight integers as words, where 0, 2 and 1, 3 of each four meet the words of to_words.
+NL_INLINE void put_words(int16_t* p, I8 v) {
+    typedef int16_t Eight __attribute__((vector_size(16)));
+    const Eight words = __builtin_convertvector((I8{v[0], v[2], v[1], v[3], v[4], v[6], v[5], v[7]}), Eight);
+    memcpy(p, &words, 16);
+}
+
+// Four consecutive activation bytes in every lane, or two words.
 NL_INLINE B32 all_fours(const int8_t* p) {
     int32_t four;
     memcpy(&four, p, 4);
     return (B32)all_int(four);
 }
+
+NL_INLINE S16 all_twos(const int16_t* p) { return (S16)all_fours((const int8_t*)p); }
 
 NL_INLINE F8 to_float(I8 v) { return __builtin_convertvector(v, F8); }
 NL_INLINE F8 max(F8 a, F8 b) { return a > b ? a : b; }  // b where either is NaN

@@ -3,6 +3,8 @@
 #pragma once
 #include "simd_x86.h"
 
+#define NL_PANELS
+
 namespace nl {
 namespace NL_VARIANT {
 
@@ -37,45 +39,7 @@ NL_INLINE I8 dot_signed(I8 sum, B32 w, B32 a) {
     return sum + (I8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-// ---- words, for tile_words.h ------------------------------------------------------------------------------
-
-#define NL_WORDS
-
-// A vector of bytes in words: rows 0 to 3, and 4 to 7.
-struct Words {
-    __m256i first, last;
-};
-template <bool is_signed>
-NL_INLINE Words words_of(B32 bytes) {
-    const __m128i low = _mm256_castsi256_si128((__m256i)bytes),
-                  high = _mm256_extracti128_si256((__m256i)bytes, 1);
-    if constexpr (is_signed) return {_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)};
-    return {_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high)};
-}
-
-// Sums of products with two neighbours' for each row, of rows 0 to 3 and 4 to 7.
-struct WordSums {
-    I8 first, last;
-};
-NL_INLINE void add_products(WordSums& sums, const Words& w, const int16_t* four) {
-    int64_t x;
-    memcpy(&x, four, 8);
-    const __m256i a = _mm256_set1_epi64x(x);
-    sums.first += (I8)_mm256_madd_epi16(w.first, a);
-    sums.last += (I8)_mm256_madd_epi16(w.last, a);
-}
-NL_INLINE I8 rows_of(const WordSums& sums) {
-    const __m256i pairs = _mm256_hadd_epi32((__m256i)sums.first, (__m256i)sums.last);  // 0 1 4 5 2 3 6 7
-    return (I8)_mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7));
-}
-
-// 16 of steps * quants + fine.
-NL_INLINE void store_words(int16_t* to, const int8_t* quants, const int8_t* fine, int16_t steps) {
-    const __m256i q = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)quants)),
-                  f = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)fine));
-    const __m256i sum = _mm256_add_epi16(_mm256_mullo_epi16(q, _mm256_set1_epi16(steps)), f);
-    _mm256_storeu_si256((__m256i*)to, sum);
-}
+NL_INLINE I8 dot_words(I8 sum, S16 w, S16 a) { return sum + (I8)_mm256_madd_epi16((__m256i)w, (__m256i)a); }
 
 }  // namespace NL_VARIANT
 }  // namespace nl

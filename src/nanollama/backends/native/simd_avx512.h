@@ -26,10 +26,15 @@ NL_INLINE I8 widen(Narrow n, RowScale scale) { return n * scale; }
 constexpr float kSignedBias = 128;
 NL_INLINE I8 dot_signed(I8 sum, B32 w, B32 a) { return dot(sum, w ^ all_bytes(128), a); }
 
+NL_INLINE I8 dot_words(I8 sum, S16 w, S16 a) {
+    return (I8)_mm256_dpwssd_epi32((__m256i)sum, (__m256i)w, (__m256i)a);
+}
+
 // ---- sixteen lanes ----------------------------------------------------------------------------------------
 
 typedef float F16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
+typedef int16_t S32 __attribute__((vector_size(64)));
 typedef uint16_t U32 __attribute__((vector_size(64)));
 typedef uint8_t B64 __attribute__((vector_size(64)));
 
@@ -45,6 +50,9 @@ NL_MEMBER F16 every<F16>(float x) {
 NL_INLINE F16 fma(F16 a, F16 b, F16 c) { return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 NL_INLINE I16 dot(I16 n, B64 w, B64 a) {
     return (I16)_mm512_dpbusd_epi32((__m512i)n, (__m512i)w, (__m512i)a);
+}
+NL_INLINE I16 dot_words(I16 sum, S32 w, S32 a) {
+    return (I16)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)a);
 }
 NL_INLINE F16 to_float(I16 v) { return __builtin_convertvector(v, F16); }
 NL_INLINE I16 max(I16 a, I16 b) { return a > b ? a : b; }
@@ -63,6 +71,7 @@ NL_INLINE B64 all_fours_wide(const int8_t* p) {
     memcpy(&four, p, 4);
     return (B64)_mm512_set1_epi32(four);
 }
+NL_INLINE S32 all_twos_wide(const int16_t* p) { return (S32)all_fours_wide((const int8_t*)p); }
 NL_INLINE B64 lookup(const int8_t* table, B64 index) {
     const __m512i wide = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
     return (B64)_mm512_shuffle_epi8(wide, (__m512i)index);

@@ -71,6 +71,11 @@ typedef I8 RowScale;
 NL_INLINE RowScale row_scale(const uint8_t* p) { return ints_from_signed_bytes(p); }
 NL_INLINE I8 widen(Narrow n, RowScale scale) { return n * scale; }
 
+NL_INLINE I8 dot_words(I8 sum, S16 w, S16 a) {
+    const I8 x = (I8)w, y = (I8)a;
+    return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+
 constexpr float kSignedBias = 0;
 NL_INLINE I8 dot_signed(I8 sum, B32 w, B32 a) {
     return sum + add_pairs(even_bytes(w) * even_bytes(a)) + add_pairs(odd_bytes(w) * odd_bytes(a));

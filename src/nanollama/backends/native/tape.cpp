@@ -25,6 +25,7 @@ constexpr int64_t kSmall = 4096;
 
 // Weights in a chunk of a matrix multiplication: of 4-bit ones, these are 64 to 512 KB.
 constexpr int64_t kLeastWeights = 128 << 10, kMostWeights = 1 << 20;
+constexpr int64_t kFewRows = 16;  // up to here a chunk takes as long as its weights need from memory
 
 int64_t divided_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -130,11 +131,14 @@ class Replay final : public Job {
         if (op.kind == NL_OP_ATTEND) return attention_chunk(step_->plans[op.plan], units);
         if (op.kind != NL_OP_MATMUL && op.kind != NL_OP_EXPERTS) return divided_up(units, threads_ * 4);
         // Weights are fetched well ahead of their use, which small chunks waste; and while the last chunk
-        // runs, nobody else has work. Tiles take groups of 8 rows in twos.
-        const int64_t least = divided_up(kLeastWeights, 8 * op.cols),
+        // runs, nobody else has work. So threads get the same number of chunks where a matrix has only a few.
+        // Many rows make a chunk long, not large. Tiles take groups of 8 rows in twos.
+        const int64_t rows = op.kind == NL_OP_MATMUL ? std::max(rows_of(op), kFewRows) : kFewRows;
+        const int64_t least = divided_up(kLeastWeights * kFewRows, 8 * op.cols * rows),
                       most = divided_up(kMostWeights, 8 * op.cols);
-        const int64_t even = divided_up(units, threads_ * 16);
-        return (std::min(std::max(even, least), most) + 1) & ~int64_t(1);
+        const int64_t turns = std::max<int64_t>(units / (threads_ * least), 1);
+        const int64_t even = divided_up(units, threads_ * std::min<int64_t>(turns, 16));
+        return (std::min(even, most) + 1) & ~int64_t(1);
     }
 
     // Decoding fetches the keys of its next unit, and within a chunk that one is certain. The units of a
@@ -271,9 +275,9 @@ void Replay::run_experts(const NlOp& op, int64_t begin, int64_t end) const {
             x.quants += from * x.cols;
             x.meta += from * (x.cols / 32) * 4;
         }
-        if (x.fine) {
-            x.fine += from * x.cols;
-            x.fine_sums += from * (x.cols / 32);
+        if (x.words) {
+            x.words += from * x.cols;
+            x.word_sums += from * (x.cols / 32);
         }
         const float* bias = op.bias ? op.bias + expert * op.out_stride : nullptr;
         k_->matmul(op.matrix + expert, &x, rows, op.out + from * op.out_stride, op.out_stride, bias,
