@@ -19,9 +19,6 @@ from nanollama.backends.select import LoadedBackend
 from nanollama.errors import UsageError
 from nanollama.model.spec import ModelSpec
 
-CHUNK = 512
-"""Tokens of a prompt in one step, as the engine takes them."""
-
 READ_BYTES = 256 << 20
 READ_REPEATS = 5
 
@@ -81,11 +78,12 @@ def measure_speed(
     context: int,
     batch: int,
     repeats: int,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Speed:
     """Median speed of prefilling one prompt, and of decoding ``batch`` sequences after ``context`` tokens.
 
-    Prompts go ``chunk`` tokens a step. A decode step ends with the likeliest tokens.
+    Prompts go ``chunk`` tokens a step, ``None`` for as many as the engine takes. A decode step ends with the
+    likeliest tokens.
 
     Raises:
         UsageError: the cache is too small for what was asked.
@@ -129,8 +127,8 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _prefill(backend: Backend, n_tokens: int, first_block: int, chunk: int = CHUNK) -> None:
-    vocab = backend.spec.vocab_size
+def _prefill(backend: Backend, n_tokens: int, first_block: int, chunk: int | None = None) -> None:
+    vocab, chunk = backend.spec.vocab_size, chunk or backend.step_rows
     for start in range(0, n_tokens, chunk):
         n = min(chunk, n_tokens - start)
         blocks = -(-(start + n) // backend.block_tokens)

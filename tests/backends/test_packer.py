@@ -1,4 +1,4 @@
-"""Which matrices take their activations in two parts."""
+"""Which matrices take their activations in words."""
 
 from collections.abc import Iterator
 
@@ -18,14 +18,16 @@ from packing import random_rows
 @pytest.fixture
 def packer(kernel_library: Library) -> Iterator[NativePacker]:
     pool, arena = Pool(kernel_library, 1), Arena(kernel_library, huge_pages=False)
-    yield NativePacker(kernel_library, RepackQueue(pool), arena)
+    yield NativePacker(kernel_library, RepackQueue(pool), arena, num_layers=3)
     pool.close()
     arena.close()
 
 
-def tensor(name: str, kind: str) -> PackedTensor:
+def tensor(name: str, kind: str, layer: int = 1) -> PackedTensor:
     rows = random_rows(kind, 8, 256, np.random.default_rng(0))
-    return PackedTensor(f"model.layers.0.{name}.weight", FORMATS[kind], (8, 256), lambda: memoryview(rows))
+    return PackedTensor(
+        f"model.layers.{layer}.{name}.weight", FORMATS[kind], (8, 256), lambda: memoryview(rows)
+    )
 
 
 Q, OUT, GATE, UP, DOWN = (
@@ -41,9 +43,9 @@ Q, OUT, GATE, UP, DOWN = (
     ("kinds", "fine"),
     [
         ({Q: "Q4_1"}, True),
-        ({DOWN: "Q4_1"}, True),
         ({"lm_head": "Q4_1"}, True),
         ({OUT: "Q4_1"}, False),
+        ({DOWN: "Q4_1"}, False),
         ({GATE: "Q4_1", UP: "Q4_1"}, False),
         ({GATE: "Q4_1", UP: "Q8_0"}, True),  # both read the same input
         ({GATE: "Q8_0", UP: "Q8_0"}, True),
@@ -53,16 +55,22 @@ Q, OUT, GATE, UP, DOWN = (
         ({Q: "F16"}, False),
     ],
 )
-def test_a_matrix_takes_both_parts_where_they_bring_most(
+def test_a_matrix_takes_words_where_they_bring_most(
     packer: NativePacker, kinds: dict[str, str], fine: bool
 ) -> None:
     weight = packer.matrix([tensor(name, kind) for name, kind in kinds.items()], [])
     assert weight.is_fine == fine
 
 
-def test_experts_take_both_parts_as_a_single_mlp_does(packer: NativePacker) -> None:
-    def expert(name: str, kind: str) -> list[PackedTensor]:
-        return [tensor(f"mlp.experts.{i}.{name}", kind) for i in range(2)]
+@pytest.mark.parametrize(("layer", "fine"), [(0, True), (1, False), (2, True)])
+def test_the_first_and_the_last_layer_take_words_everywhere(
+    packer: NativePacker, layer: int, fine: bool
+) -> None:
+    for name in (OUT, GATE, DOWN):
+        assert packer.matrix([tensor(name, "Q4_1", layer)], []).is_fine == fine
 
-    assert not packer.experts([expert("gate_proj", "Q4_1"), expert("gate_proj", "Q4_1")], []).is_fine
-    assert packer.experts([expert("down_proj", "Q4_1"), expert("down_proj", "Q4_1")], []).is_fine
+
+@pytest.mark.parametrize(("layer", "fine"), [(1, False), (2, True)])
+def test_experts_take_what_a_single_mlp_takes(packer: NativePacker, layer: int, fine: bool) -> None:
+    parts = [tensor(f"mlp.experts.{i}.down_proj", "Q4_1", layer) for i in range(2)]
+    assert packer.experts([parts[:1], parts[1:]], []).is_fine == fine

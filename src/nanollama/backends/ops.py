@@ -51,13 +51,15 @@ class ModelInput:
 class Backend(Protocol):
     """A loaded model that can run steps. One step at a time; block ids are ``0 .. num_blocks - 1``.
 
-    A step holds at most ``max_rows`` tokens of at most ``max_sequences`` sequences.
+    A step holds at most ``max_rows`` tokens of at most ``max_sequences`` sequences. Prompts go fastest when
+    their steps have ``step_rows`` tokens.
     """
 
     spec: ModelSpec
     block_tokens: int
     num_blocks: int
     max_rows: int
+    step_rows: int
     max_sequences: int
 
     @property

@@ -25,6 +25,7 @@ from nanollama.sampling.edits import Edits
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_TOKENS = 32
 MAX_ROWS = 4096
+STEP_ROWS = 512
 MAX_SEQUENCES = 1024
 
 
@@ -56,7 +57,7 @@ class TorchBackend:
         """
         self.spec = spec
         self.block_tokens = BLOCK_TOKENS
-        self.max_rows, self.max_sequences = MAX_ROWS, MAX_SEQUENCES
+        self.max_rows, self.step_rows, self.max_sequences = MAX_ROWS, STEP_ROWS, MAX_SEQUENCES
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
         try:

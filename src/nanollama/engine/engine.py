@@ -35,12 +35,13 @@ CLOSED = "the model has been closed; load it again"
 class EngineConfig:
     """Limits of an engine. ``n_ctx`` bounds one sequence, ``max_queue`` the waiting ones (``None``: not).
 
+    ``token_budget`` are the tokens of a step, ``None`` for as many as the backend computes fastest.
     ``root`` names the model and adapter: cached blocks are shared only under the same root.
     """
 
     n_ctx: int
     max_sequences: int = 64
-    token_budget: int = 512
+    token_budget: int | None = None
     max_queue: int | None = None
     root: bytes = b""
 
@@ -149,9 +150,12 @@ class Engine:
 
     def _reset(self) -> None:
         blocks = BlockManager(self.backend.num_blocks, self.backend.block_tokens, self.config.root)
-        budget = min(self.config.token_budget, self.backend.max_rows)
+        sequences = min(self.config.max_sequences, self.backend.max_sequences)
+        # At least half of a step is left for prompts when all sequences that decode have a row in it.
+        wanted = self.config.token_budget or max(self.backend.step_rows, 2 * sequences)
+        budget = min(wanted, self.backend.max_rows)
         limits = SchedulerConfig(
-            max_sequences=min(self.config.max_sequences, self.backend.max_sequences, budget),
+            max_sequences=min(sequences, budget),
             token_budget=budget,
             n_ctx=self.config.n_ctx,
         )

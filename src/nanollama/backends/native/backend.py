@@ -24,6 +24,9 @@ from nanollama.model.transformer import forward
 from nanollama.model.weights import load_weights
 from nanollama.sampling.edits import Edits
 
+STEP_ROWS_PER_THREAD = 64
+"""What so many rows hand from matrix to matrix stays in the caches; fewer would read weights too often."""
+
 MAX_HEAD_DIM = 512
 MAX_GROUP = 128
 """Query heads for a key-value head; the kernels have room on the stack for that many."""
@@ -78,13 +81,14 @@ class NativeBackend:
         self.spec = spec
         self.block_tokens = BLOCK_TOKENS
         self.max_rows, self.max_sequences = MAX_ROWS, MAX_SEQUENCES
+        self.step_rows = min(max(threads, 2) * STEP_ROWS_PER_THREAD, MAX_ROWS)
         self.num_blocks = -(-cache_tokens // BLOCK_TOKENS)
         self._kernels = library.kernels(variant)
         self._pool = Pool(library, threads)
         self._arena = Arena(library, huge_pages=True)
         self._scratch = Arena(library, huge_pages=False)
         self._repack = RepackQueue(self._pool)
-        packer = NativePacker(library, self._repack, self._arena)
+        packer = NativePacker(library, self._repack, self._arena, spec.num_layers)
         self._weights = load_weights(spec, tensors, packer)
         self._repack.start()
         self.read_bytes = packer.n_bytes - (0 if spec.tied_head else packer.embedding_bytes)

@@ -241,27 +241,40 @@ NL_INLINE void activate_block(const float* gate, const float* up, float* values)
     }
 }
 
+// A few blocks are computed before the first is quantized: that waits for its largest value, and one block
+// after the other would wait each time.
+constexpr int64_t kBlocksAtOnce = 8;
+
 template <int activation>
 void activate_as(const float* gate, const float* up, int64_t stride, int64_t cols, float* out,
                  int64_t out_stride, const NlActivations* quantized, int64_t begin, int64_t end) {
     const int64_t blocks = (cols + 31) / 32;
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t row = unit / blocks, block = unit % blocks, at = row * stride + block * 32;
-        const int64_t left = cols - block * 32;
-        alignas(64) float values[32];
-        if (left < 32) {
-            float gates[32] = {}, ups[32] = {};
-            memcpy(gates, gate + at, left * sizeof(float));
-            if (up) memcpy(ups, up + at, left * sizeof(float));
-            activate_block<activation>(gates, up ? ups : nullptr, values);
-            if (out) memcpy(out + row * out_stride + block * 32, values, left * sizeof(float));
-            continue;
+    alignas(64) float values[kBlocksAtOnce * 32];
+    for (int64_t unit = begin; unit < end;) {
+        const int64_t row = unit / blocks, first = unit % blocks;
+        const int64_t in_row = blocks - first < end - unit ? blocks - first : end - unit;
+        const int64_t count = in_row < kBlocksAtOnce ? in_row : kBlocksAtOnce;
+        const float *gates = gate + row * stride + first * 32,
+                    *ups = up ? up + row * stride + first * 32 : nullptr;
+        const int64_t left = cols - first * 32, whole = left / 32 < count ? left / 32 : count;
+        for (int64_t b = 0; b < whole; ++b)
+            activate_block<activation>(gates + b * 32, ups ? ups + b * 32 : nullptr, values + b * 32);
+        if (whole < count) {  // the last of a row, where nothing is quantized
+            float padded[2][32] = {};
+            const size_t rest = size_t(left - whole * 32) * sizeof(float);
+            memcpy(padded[0], gates + whole * 32, rest);
+            if (ups) memcpy(padded[1], ups + whole * 32, rest);
+            activate_block<activation>(padded[0], ups ? padded[1] : nullptr, values + whole * 32);
         }
-        activate_block<activation>(gate + at, up ? up + at : nullptr, values);
-        F8 v[4];
-        load_block(values, v);
-        if (out) store_block(out + row * out_stride + block * 32, v);
-        if (quantized) quantize_at(*quantized, row, block, v);
+        if (out)
+            memcpy(out + row * out_stride + first * 32, values,
+                   size_t(left < count * 32 ? left : count * 32) * sizeof(float));
+        for (int64_t b = 0; quantized && b < count; ++b) {
+            F8 v[4];
+            load_block(values + b * 32, v);
+            quantize_at(*quantized, row, first + b, v);
+        }
+        unit += count;
     }
 }
 

@@ -25,7 +25,7 @@ def mac_rate(library: Library, threads: int) -> float:
     pool, arena = Pool(library, threads), Arena(library, huge_pages=True)
     try:
         queue = RepackQueue(pool)
-        weight = NativePacker(library, queue, arena).matrix([tensor], [])
+        weight = NativePacker(library, queue, arena, num_layers=1).matrix([tensor], [])
         queue.start()
         queue.wait()
         ops = NativeOps(lambda name, n_bytes: arena.take(n_bytes), [], lambda call: None, ROWS)
