@@ -126,6 +126,20 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch_and_any_split(
     assert np.isnan(parts[1][:, :8]).all(), "units outside the range were written"
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_row_is_the_same_to_the_bit_in_any_turn_of_rows(
+    kernel_library: Library, kernels: Kernels, kind: str
+) -> None:
+    rng = np.random.default_rng(9)
+    weights = pack(kernel_library, [(kind, random_rows(kind, 40, 256, rng))], 256)
+    values = rng.standard_normal((300, 256)).astype(np.float32)
+    whole = matmul(kernels, weights, inputs(kernels, values))
+    for row in (0, 131, 132, 251, 252, 299):
+        np.testing.assert_array_equal(
+            matmul(kernels, weights, inputs(kernels, values[row : row + 1]))[0], whole[row]
+        )
+
+
 def test_wide_inputs_are_the_same_in_panels_of_rows(kernel_library: Library, kernels: Kernels) -> None:
     rng = np.random.default_rng(8)
     weights = pack(kernel_library, [("Q4_1", random_rows("Q4_1", 8, 16384, rng))], 16384)
@@ -200,7 +214,7 @@ def test_the_largest_integer_sums_are_exact(
         "alternating": np.where(np.arange(cols) % 2, 1.0, -1.0),
         "weight": np.sign(plain[0]),
     }
-    values = np.broadcast_to(127.0 * signs[sign], (5, cols)).astype(np.float32)
+    values = np.broadcast_to(127.0 * signs[sign], (13, cols)).astype(np.float32)
     values[:, ::32] = np.where(values[:, ::32] == 0, 127, values[:, ::32])
     x = inputs(kernels, values)
     assert (x.meta[:, :, 0] == 1).all()
@@ -220,7 +234,7 @@ def test_the_largest_integer_sums_of_q6_k_are_right(
     blocks[..., 192:208] = scale & 0xFF
     blocks[..., 192:208:2] = 0x80
     set_halves("Q6_K", blocks, np.ones(blocks.shape[:2]))
-    x = inputs(kernels, np.full((4, 512), 127 * sign, np.float32))
+    x = inputs(kernels, np.full((13, 512), 127 * sign, np.float32))
     product = matmul(kernels, pack(kernel_library, [("Q6_K", source)], 512), x)
     assert_product(product, decoded("Q6_K", source, 512), x.restored)
 

@@ -81,7 +81,19 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch(
         np.testing.assert_array_equal(alone[0], whole[row])
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_row_is_the_same_to_the_bit_in_any_turn_of_rows(
+    kernel_library: Library, kernels: Kernels, kind: str
+) -> None:
+    weights = pack(kernel_library, [(kind, random_rows(kind, 40, 256, np.random.default_rng(3)))], 256)
+    values = values_of(300, 256)
+    whole = matmul(kernels, weights, fine_inputs(kernels, values)[0])
+    for row in (0, 131, 132, 251, 252, 299):
+        alone = matmul(kernels, weights, fine_inputs(kernels, values[row : row + 1])[0])
+        np.testing.assert_array_equal(alone[0], whole[row])
+
+
+@pytest.mark.parametrize("count", [1, 5, 9])
 def test_the_largest_integers_are_exact(kernel_library: Library, kernels: Kernels, count: int) -> None:
     """All weights -128 and all words at their ends: nothing saturates."""
     source = random_rows("Q8_0", 8, 32, np.random.default_rng(2))

@@ -144,6 +144,18 @@ def test_a_first_token_and_an_end_wake_their_reader_and_before_a_prompts_step_al
     assert asyncio.run(woken()) == (20, 4)
 
 
+@pytest.mark.parametrize(("max_sequences", "steps"), [(8, [32, 32, 32, 4]), (24, [48, 48, 4])])
+def test_steps_are_as_long_as_the_backend_likes_them_and_leave_half_to_prompts(
+    max_sequences: int, steps: list[int]
+) -> None:
+    backend = backend_of()
+    backend.step_rows = 32
+    engine = Engine(backend, EngineConfig(n_ctx=512, max_sequences=max_sequences))
+    tokens(engine.submit(request((3,) * 100, 1)))
+    engine.close()
+    assert backend.steps == steps
+
+
 def test_a_shared_prefix_is_computed_once(engine: Engine) -> None:
     first = tuple(range(60))
     tokens(engine.submit(request(first, 1)))

@@ -24,8 +24,8 @@ class NativeWeight:
     """A packed parameter: the address of float32 values, or an R8 matrix with the sizes of its parts.
 
     Experts have a matrix each, all of the same sizes, and their biases lie one after the other. ``is_float``
-    says that the matrix multiplies float32 activations, not quantized ones; ``is_fine`` that it takes words of
-    these, not bytes.
+    says that the matrix multiplies float32 activations, not quantized ones; ``is_fine`` that it takes words,
+    not bytes, of the latter.
     """
 
     address: int = 0

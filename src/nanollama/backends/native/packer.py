@@ -18,7 +18,7 @@ from nanollama.model.checkpoint import PackedTensor
 from nanollama.quant.formats import FORMATS, QuantFormat
 
 COARSE = tuple(f".{name}_proj.weight" for name in ("o", "gate", "up", "down"))
-"""Four fifths of the products of SmolLM2. More than half of the error that bytes of activations bring in these
+"""Four fifths of the products of SmolLM2. More than half of the error that bytes of activations bring in them
 comes from the last layer, and much of the rest from the first."""
 
 

@@ -178,9 +178,9 @@ struct WordBlock {
 
 static_assert(kTileGroups == kPanelGroups, "so that chunks suit both");
 
-constexpr int64_t kPanelLeastRows = 8;               // fewer do not repay unpacking
-constexpr int64_t kPanelBytes = 28 * 1024;           // of unpacked weights, in L1
-constexpr int64_t kTurnLeast = 48, kTurnMost = 252;  // rows in a turn, of three or four to a tile
+constexpr int64_t kPanelLeastRows = 8;                // fewer do not repay unpacking
+constexpr int64_t kPanelBytes = 28 * 1024;            // of unpacked weights, in L1
+constexpr int64_t kTurnLeast = 132, kTurnMost = 252;  // rows in a turn, of three or four to a tile
 
 // Some of a matrix's blocks, all rows of a turn by two groups. Where a row has more blocks than a panel,
 // several parts make up its sums.
