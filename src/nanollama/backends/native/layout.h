@@ -29,7 +29,7 @@ constexpr int64_t kRows = 8;
 constexpr int64_t kBlock = 32;
 constexpr int64_t kSuper = 256;
 
-constexpr float kFineSteps = 254;  // of NlActivations::fine in one of ::quants
+constexpr float kFineSteps = 254;  // of NlActivations::words in one of ::quants
 
 // Attention: tokens per span, query rows per item, and query heads per key-value head at the most.
 constexpr int64_t kSpan = 256;

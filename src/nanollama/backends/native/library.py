@@ -41,7 +41,7 @@ class Kind(IntEnum):
 
     @property
     def is_fine(self) -> bool:
-        """Whether its products take what quantizing activations to 8 bits leaves over as well."""
+        """Whether its products take activations in words, not in bytes."""
         return self in {Kind.U4DM, Kind.U5D, Kind.U5DM, Kind.S8D, Kind.U5K}
 
 
